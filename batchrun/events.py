@@ -1,0 +1,68 @@
+"""What a run tells those who watch it: plain data, handed to observers in the parent. Observers change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from batchrun.items import Outcome
+from batchrun.runs import Counts, Report
+
+
+@dataclass(frozen=True, slots=True)
+class RunOpened:
+    """The run exists and its workers are about to start.
+
+    counts: what is settled already (all zero for a new run). total: how many items there will be, None if
+    not known. resumed: it existed before.
+    """
+
+    run: str
+    job: str
+    counts: Counts
+    total: int | None
+    workers: int
+    guarantee: str
+    resumed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """Something was settled. ``counts`` is the run's live record; read it at once, it goes on changing."""
+
+    counts: Counts
+    total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTrouble:
+    """An item is settled as failed, quarantined or unknown."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line for people: a worker died, the database is away, the run is stopping. level: a logging level name."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOutput:
+    """A task or a log handler in a worker wrote this text (one or more whole lines, no trailing newline)."""
+
+    text: str
+    level: str = "PRINT"
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """The run is over, in whatever state its report says."""
+
+    report: Report
+
+
+Event = RunOpened | Progressed | ItemTrouble | Notice | TaskOutput | RunEnded
+Observer = Callable[[Event], None]

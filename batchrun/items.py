@@ -1,0 +1,54 @@
+"""Items and what became of them: plain data, the same in the parent, the workers and the ledger."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+Item = Any
+"""One unit of work: str, int, float, bool, None, date, datetime, Decimal, UUID, bytes, tuple, list or dict.
+
+An anonymous run takes anything that pickles; a durable one what ``batchrun.codec`` can write down.
+"""
+
+
+class OutcomeStatus(enum.StrEnum):
+    """What became of an item."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    QUARANTINED = "quarantined"  # killed its worker three times
+    UNKNOWN = "unknown"  # effects outside the database, cut off before they were recorded
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """An error as plain data, read in the worker, where the driver's objects still exist.
+
+    type: the exception's class with its module, "builtins." left out.
+    message: its text, at most 10,000 characters.
+    sqlstate: five characters where the database gave one, else None.
+    traceback: as text, innermost last; empty for a death.
+    """
+
+    type: str
+    message: str
+    sqlstate: str | None = None
+    traceback: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one item.
+
+    item: as the source gave it. value: what the task returned, None where not done.
+    error: what went wrong, or why it was skipped; None where done. attempts: counted from 1.
+    """
+
+    item: Item
+    status: OutcomeStatus
+    value: Any = None
+    error: ItemError | None = None
+    attempts: int = 1
