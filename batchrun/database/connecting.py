@@ -1,0 +1,34 @@
+"""Connecting, and saying in one clear line why it did not work."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from batchrun.database.failures import is_refusal, message_of
+from batchrun.database.urls import sqlite_file
+from batchrun.errors import DatabaseError
+
+
+def check_reachable(engine: Engine) -> None:
+    """Connect once. Raises DatabaseError with what, where and what to do; no password in it."""
+    try:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+    except SQLAlchemyError as error:
+        raise unreachable(engine, error) from None
+
+
+def unreachable(engine: Engine, error: BaseException) -> DatabaseError:
+    """The DatabaseError for a connection that failed."""
+    said = " ".join(message_of(error).split())
+    if engine.dialect.name == "sqlite":
+        return DatabaseError(
+            f"The SQLite database {sqlite_file(engine.url)} cannot be opened: {said}. Check that the folder exists and may be written."
+        )
+    place = f"{engine.url.host or 'the local socket'}:{engine.url.port or 5432}, database {engine.url.database}, user {engine.url.username}"
+    refused = isinstance(error, DBAPIError) and is_refusal(error)
+    remedy = (
+        "Check user, password and database name." if refused else "Check that the server runs and that host and port are right."
+    )
+    return DatabaseError(f"The database cannot be reached ({place}): {said}. {remedy}")

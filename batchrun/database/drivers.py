@@ -1,0 +1,174 @@
+"""The three drivers behind one face: what the gate needs of a raw connection, and nothing more.
+
+Each driver runs in its own autocommit mode, so that BEGIN and COMMIT are ours to send.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from batchrun.errors import DatabaseError
+
+
+class Status(enum.Enum):
+    """Where the connection's transaction stands, as the client knows it without a round trip."""
+
+    IDLE = 0
+    ACTIVE = 1
+    INTRANS = 2
+    INERROR = 3
+    UNKNOWN = 4
+
+
+_STATUSES = tuple(Status)
+
+
+class Driver(Protocol):
+    """What a driver can do with its raw connection."""
+
+    name: str
+
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+        """Put a fresh connection into driver autocommit and set what lasts for the session.
+
+        wait_s: how long a SQLite connection waits for another's lock; 0 = not at all.
+        """
+
+    def is_prepared(self, raw: Any) -> bool:
+        """False once somebody switched driver autocommit off."""
+
+    def send(self, raw: Any, statements: Sequence[str]) -> int:
+        """Run the statements, in one message where the driver can; return the last one's row count."""
+
+    def status(self, raw: Any) -> Status: ...
+
+    def is_closed(self, raw: Any) -> bool:
+        """True when the connection is known to be unusable."""
+
+    def cancel(self, raw: Any) -> None:
+        """Ask the server, from another thread, to cancel what is running."""
+
+
+def _postgres_set_up(version: int, read_only: bool) -> list[str]:
+    statements = ["SET default_transaction_read_only = on"] if read_only else []
+    if version >= 140000:  # a killed worker's backend otherwise runs its statement to the end
+        statements.append("SET client_connection_check_interval = 500")
+    return statements
+
+
+class Psycopg2:
+    """psycopg2: several statements go in one simple-query message."""
+
+    name = "psycopg2"
+
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+        raw.rollback()
+        raw.autocommit = True
+        if statements := _postgres_set_up(raw.server_version, read_only):
+            self.send(raw, statements)
+
+    def is_prepared(self, raw: Any) -> bool:
+        return bool(raw.autocommit)
+
+    def send(self, raw: Any, statements: Sequence[str]) -> int:
+        with raw.cursor() as cursor:
+            cursor.execute("; ".join(statements))
+            return int(cursor.rowcount)
+
+    def status(self, raw: Any) -> Status:
+        return Status.UNKNOWN if raw.closed else _STATUSES[raw.info.transaction_status]
+
+    def is_closed(self, raw: Any) -> bool:
+        return bool(raw.closed)
+
+    def cancel(self, raw: Any) -> None:
+        raw.cancel()
+
+
+class Psycopg:
+    """psycopg 3: a client-side cursor sends several statements in one simple-query message."""
+
+    name = "psycopg"
+
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+        raw.rollback()
+        raw.autocommit = True
+        if statements := _postgres_set_up(raw.info.server_version, read_only):
+            self.send(raw, statements)
+
+    def is_prepared(self, raw: Any) -> bool:
+        return bool(raw.autocommit)
+
+    def send(self, raw: Any, statements: Sequence[str]) -> int:
+        from psycopg import ClientCursor
+
+        with ClientCursor(raw) as cursor:
+            cursor.execute("; ".join(statements))
+            while cursor.nextset():
+                continue
+            return int(cursor.rowcount)
+
+    def status(self, raw: Any) -> Status:
+        return Status.UNKNOWN if raw.closed else _STATUSES[int(raw.info.transaction_status)]
+
+    def is_closed(self, raw: Any) -> bool:
+        return bool(raw.closed or raw.broken)
+
+    def cancel(self, raw: Any) -> None:
+        raw.cancel()
+
+
+class Sqlite:
+    """The standard library's sqlite3. Local, so several statements are several calls."""
+
+    name = "pysqlite"
+
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+        raw.isolation_level = None
+        cursor = raw.cursor()
+        try:
+            cursor.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
+            if not read_only:
+                _write_ahead(cursor)
+            cursor.execute(f"PRAGMA query_only = {int(read_only)}")
+        finally:
+            cursor.close()
+
+    def is_prepared(self, raw: Any) -> bool:
+        return raw.isolation_level is None
+
+    def send(self, raw: Any, statements: Sequence[str]) -> int:
+        cursor = raw.cursor()
+        try:
+            for statement in statements:
+                cursor.execute(statement)
+            return int(cursor.rowcount)
+        finally:
+            cursor.close()
+
+    def status(self, raw: Any) -> Status:
+        return Status.INTRANS if raw.in_transaction else Status.IDLE
+
+    def is_closed(self, raw: Any) -> bool:
+        return False
+
+    def cancel(self, raw: Any) -> None:
+        raw.interrupt()
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Write-ahead logging lets readers go on beside the one writer. It is a property of the file, set once."""
+    if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        cursor.execute("PRAGMA journal_mode = WAL")
+
+
+_KNOWN: dict[str, Driver] = {"psycopg2": Psycopg2(), "psycopg": Psycopg(), "pysqlite": Sqlite()}
+
+
+def driver_named(name: str) -> Driver:
+    """The driver of a dialect, by ``dialect.driver``. Raises DatabaseError for one batchrun does not know."""
+    if name not in _KNOWN:
+        raise DatabaseError(f"The engine uses the driver {name!r}; batchrun works with psycopg2, psycopg and sqlite3.")
+    return _KNOWN[name]

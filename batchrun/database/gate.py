@@ -1,0 +1,225 @@
+"""The gate: who may begin, commit and roll back on a worker's connection.
+
+A task has a real Session and may call commit(), rollback(), begin_nested() and close(). None of that may split
+its work from the mark that says the item is done. So ``do_begin``, ``do_commit`` and ``do_rollback`` of the
+worker's dialect *instance* are ours, and the driver runs in autocommit:
+
+    begin      sends BEGIN and the mark in one message, or nothing if the item's transaction is open
+    commit     is put off, unless it is the runner's final one
+    rollback   is real, and the next begin takes the mark again; after a commit that was put off it fails the item
+
+Event hooks would not do: in a hook a lost COMMIT arrives as a bare driver error without ``connection_invalidated``,
+and psycopg2's own rollback() does nothing in driver autocommit, so that the pool would hand out an open transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+from batchrun.database.drivers import Driver, Status
+from batchrun.database.statements import Effect, effect_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from batchrun.database.turnstile import Turnstile
+
+
+class GateError(Exception):
+    """Raised through the task or at its end when a rule of the gate was broken; it fails the item."""
+
+
+class TransactionControl(GateError):
+    """The task sent BEGIN, COMMIT or ROLLBACK as text."""
+
+
+class SplitTransaction(GateError):
+    """The task rolled back after it had committed."""
+
+
+class SwallowedError(GateError):
+    """An SQL error was caught and ignored; PostgreSQL would answer COMMIT with ROLLBACK, silently."""
+
+
+class PartialCommit(GateError):
+    """The task ended the transaction behind the runner's back: part of its work may be committed."""
+
+
+class MarkMissed(BaseException):
+    """The mark changed no row: somebody else settled the item or took the run over.
+
+    A BaseException, so that a task's ``except Exception`` around its first statement does not swallow it.
+    """
+
+
+class Gate:
+    """The state of one raw connection. One thread uses it at a time."""
+
+    def __init__(self, raw: Any, driver: Driver, turnstile: Turnstile | None) -> None:
+        self.raw = raw
+        self.driver = driver
+        self._turnstile = turnstile
+        self._opening: Sequence[str] = ()
+        self._marked = False
+        self._single = False  # autocommit: nothing is ever opened
+        self.active = False
+        self.is_open = False
+        self.final = False
+        self.committed = False
+        self.rolled_back = False
+        self.deferred = False
+        self.spoilt = False
+        self.leaves = False
+
+    def arm(self, opening: Sequence[str], *, marked: bool) -> None:
+        """Start an item: ``opening`` begins its transaction, and its last statement is the mark if ``marked``."""
+        self._opening, self._marked = opening, marked
+        self._single = not opening
+        self.active = True
+        self.is_open = self.final = self.committed = self.rolled_back = self.deferred = self.spoilt = False
+
+    def open(self) -> None:
+        """Send BEGIN and the mark. Raises MarkMissed when the mark changed no row; the transaction is then gone."""
+        if self._turnstile:
+            self._turnstile.enter()
+        self.is_open = True
+        if self.driver.send(self.raw, self._opening) != 1 and self._marked:
+            self.roll_back()
+            raise MarkMissed
+        self.committed = False
+
+    def roll_back(self) -> None:
+        """Really roll back whatever is open; nothing where nothing is."""
+        self.is_open = False
+        try:
+            if self.driver.status(self.raw) not in (Status.IDLE, Status.UNKNOWN):
+                self.driver.send(self.raw, ("ROLLBACK",))
+        finally:
+            self._leave()
+
+    def disarm(self) -> None:
+        """End an item: roll back what is still open. The gate then stands open for anybody, with plain semantics."""
+        self.active = False
+        self.roll_back()
+
+    def forget(self) -> None:
+        """The connection is lost: nothing can be sent on it any more."""
+        self.active = self.is_open = False
+        self._leave()
+
+    def close(self) -> None:
+        """The connection is closed."""
+        if self._turnstile:
+            self._turnstile.close()
+            self._turnstile = None
+
+    def _leave(self) -> None:
+        if self._turnstile:
+            self._turnstile.leave()
+
+    # What SQLAlchemy calls, by way of the dialect.
+
+    def do_begin(self) -> None:
+        if not self.active:
+            self.driver.send(self.raw, ("BEGIN",))
+        elif not self.is_open and not self._single:
+            self.open()
+
+    def do_commit(self) -> None:
+        if not self.active:
+            self.driver.send(self.raw, ("COMMIT",))
+        elif self._single:
+            return
+        elif self.final:
+            self._commit()
+        else:
+            self.deferred = True
+
+    def do_rollback(self) -> None:
+        if self.active and self.deferred and self.is_open:
+            self.spoilt = True
+        if self.active:
+            self.rolled_back = True
+        self.roll_back()
+
+    def _commit(self) -> None:
+        self.check()
+        self.driver.send(self.raw, ("COMMIT",))
+        self.is_open = False
+        self.committed = True
+        self._leave()
+
+    def check(self) -> None:
+        """Raise the GateError that forbids this item's COMMIT, if any; costs no round trip."""
+        if self.spoilt:
+            raise SplitTransaction(
+                "The task rolled back after it had committed. Both belong to one item, which batchrun commits once, at its end: "
+                "leave commit() out, or do the part that may fail inside session.begin_nested()."
+            )
+        status = self.driver.status(self.raw)
+        if status is Status.INERROR:
+            raise SwallowedError(
+                "The task caught an SQL error and went on, but PostgreSQL has given the transaction up: none of its work can be "
+                "committed. Put the statement that may fail inside session.begin_nested(), or call session.rollback()."
+            )
+        if status is not Status.INTRANS and status is not Status.UNKNOWN:
+            raise PartialCommit(
+                "The task ended the transaction by itself (COMMIT or ROLLBACK past the session): part of its work may be committed. "
+                "The item is recorded as failed (partial) and will not run again by itself; look at what it left."
+            )
+
+
+def install(
+    engine: Engine, driver: Driver, *, read_only: bool, wait_s: float, turnstile: Callable[[], Turnstile] | None
+) -> dict[int, Gate]:
+    """Give every connection of a worker's engine a gate. Returns the gates by ``id`` of the raw connection.
+
+    turnstile: makes each connection's place in SQLite's queue of writers.
+    """
+    gates: dict[int, Gate] = {}
+    dialect: Any = engine.dialect
+    plain_rollback, plain_commit = dialect.do_rollback, dialect.do_commit
+
+    def do_begin(connection: Any) -> None:
+        if gate := gates.get(id(connection.dbapi_connection)):
+            gate.do_begin()
+
+    def do_commit(connection: Any) -> None:
+        gate = gates.get(id(connection.dbapi_connection))
+        gate.do_commit() if gate else plain_commit(connection)
+
+    def do_rollback(connection: Any) -> None:
+        gate = gates.get(id(connection.dbapi_connection))
+        gate.do_rollback() if gate else plain_rollback(connection)
+
+    dialect.do_begin, dialect.do_commit, dialect.do_rollback = do_begin, do_commit, do_rollback
+
+    @event.listens_for(engine, "connect")
+    def connected(raw: Any, record: Any) -> None:
+        driver.prepare(raw, read_only=read_only, wait_s=wait_s)
+        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None)
+
+    @event.listens_for(engine, "close")
+    def closed(raw: Any, record: Any) -> None:
+        if gate := gates.pop(id(raw), None):
+            gate.close()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def judged(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        effect = effect_of(statement)
+        if effect is Effect.PLAIN:
+            return
+        gate = gates.get(id(connection.connection.dbapi_connection))
+        if gate is None or not gate.active:
+            return
+        if effect is Effect.CONTROL:
+            raise TransactionControl(
+                f"The task sent {statement.split(None, 1)[0].upper()} as text. batchrun commits an item together with its mark; "
+                "use session.commit(), session.rollback() or session.begin_nested(), which it understands."
+            )
+        gate.leaves = True
+
+    return gates

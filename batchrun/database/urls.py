@@ -1,0 +1,69 @@
+"""One function that turns every database URL people write into one that SQLAlchemy can use here."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from batchrun.errors import ConfigError
+
+_DRIVERS = {"psycopg2": ("psycopg2", "psycopg2-binary"), "psycopg": ("psycopg", "'psycopg[binary]'")}
+_PREFERRED = ("psycopg2", "psycopg")
+
+
+def normalise(url: str | URL, folder: Path | None = None) -> URL:
+    """Return the URL with its driver named and its file absolute.
+
+    ``postgresql://`` and ``postgres://`` mean whichever driver is installed, psycopg2 first: SQLAlchemy 2.1
+    alone would demand psycopg 3, and knows no ``postgres://`` at all. A relative SQLite file is taken
+    relative to ``folder`` (None = the working directory). Raises ConfigError; no message holds the URL,
+    since a URL that cannot be parsed may well hold a password.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError, TypeError):
+        raise ConfigError(
+            "The database URL cannot be read. Write postgresql://user:password@host:5432/name or sqlite:///file.db, "
+            "with special characters in the password percent-encoded."
+        ) from None
+    backend, _, driver = parsed.drivername.partition("+")
+    if backend in ("postgresql", "postgres"):
+        return parsed.set(drivername=f"postgresql+{_postgres_driver(driver)}")
+    if backend == "sqlite":
+        return _sqlite(parsed, driver, folder)
+    raise ConfigError(f"A database URL of type {backend!r} was given; batchrun works with postgresql:// and sqlite:///.")
+
+
+def _postgres_driver(wanted: str) -> str:
+    if wanted and wanted not in _DRIVERS:
+        raise ConfigError(
+            f"The PostgreSQL driver {wanted!r} is not supported; batchrun runs plain functions on psycopg2 or psycopg: "
+            "write postgresql+psycopg2:// or postgresql+psycopg://."
+        )
+    for name in (wanted,) if wanted else _PREFERRED:
+        if importlib.util.find_spec(_DRIVERS[name][0]) is not None:
+            return name
+    package = _DRIVERS[wanted or _PREFERRED[0]][1]
+    raise ConfigError(f"The PostgreSQL driver {wanted or _PREFERRED[0]} is not installed: pip install {package}")
+
+
+def _sqlite(parsed: URL, driver: str, folder: Path | None) -> URL:
+    if driver not in ("", "pysqlite"):
+        raise ConfigError(f"The SQLite driver {driver!r} is not supported; write sqlite:///file.db.")
+    name = parsed.database or ""
+    if name in ("", ":memory:") or "mode=memory" in name or parsed.query.get("mode") == "memory":
+        raise ConfigError(
+            "An in-memory SQLite database lives inside one connection; each worker would see an empty one of its own. "
+            "Use a file: sqlite:///work.db."
+        )
+    if not name.startswith("file:"):
+        name = str((folder or Path.cwd()) / Path(name).expanduser())
+    return parsed.set(drivername="sqlite+pysqlite", database=name)
+
+
+def sqlite_file(url: URL) -> Path:
+    """The file of a normalised SQLite URL."""
+    return Path((url.database or "").removeprefix("file:").partition("?")[0])
