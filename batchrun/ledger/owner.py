@@ -1,0 +1,374 @@
+"""What the owner of a run writes: opening, taking over, cutting, billing deaths, ending. One process at a time owns a run.
+
+    open / take over  ->  the epoch goes up by one, and every later statement carries it: the old owner's change no row
+    cut               ->  the source's frontier, the chunk and its items in one transaction, before anything is sent
+    bill              ->  a death, on the item that the chunk's position points at
+    end_chunks        ->  chunks that are through lose their payload
+
+Nothing here waits for long: on SQLite ``Busy`` is raised at once when it is not the owner's turn, on PostgreSQL after
+a second's lock_timeout, and the runner's loop comes back to it.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from batchrun.codec import dump
+from batchrun.database.failures import Meaning, is_away, meaning_of, message_of
+from batchrun.database.turnstile import OwnerTurn
+from batchrun.errors import AlreadyRunning
+from batchrun.items import ItemError
+from batchrun.ledger import liveness
+from batchrun.ledger.marks import Fenced, Spot
+from batchrun.ledger.reading import now_expression
+from batchrun.ledger.schema import Tables
+from batchrun.runs import RunStatus
+
+FENCED = "Run {} was taken over by another process; this one has stopped and written nothing more."
+
+
+class Busy(Exception):
+    """Not now: another writes, or the database is away. Nothing was done; try again."""
+
+    def __init__(self, reason: str, *, away: bool = False) -> None:
+        super().__init__(reason)
+        self.away = away
+
+
+@dataclass(slots=True)
+class NewRun:
+    """What a run's row starts with. ``cursor`` and ``bound`` as texts of the codec; params and options as JSON."""
+
+    id: str
+    job: str
+    name: str | None
+    fingerprint: str
+    params: str
+    options: str
+    guarantee: str
+    workers: int
+    bound: str | None
+    total: int | None
+
+
+@dataclass(slots=True)
+class OpenChunk:
+    """A chunk that a resume found open."""
+
+    no: int
+    pos: int
+    size: int
+    deaths: int
+
+
+@dataclass(slots=True)
+class Billed:
+    """What a death came to: the item at ``pos`` has died ``deaths`` times; quarantined when that was the last."""
+
+    pos: int
+    deaths: int
+    quarantined: bool = False
+
+
+@dataclass(slots=True)
+class Owner:
+    """The owner's hand on one run."""
+
+    engine: Engine
+    tables: Tables
+    run: str
+    epoch: int = 1
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
+    turn: OwnerTurn | None = None
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction of the owner's. Raises Busy instead of waiting; Fenced errors pass through."""
+        if self.turn and not self.turn.try_enter():
+            raise Busy("a worker is writing")
+        try:
+            with self.engine.connect() as bare:
+                connection = bare.execution_options(batchrun_begin="BEGIN IMMEDIATE")
+                with connection.begin():
+                    if self.engine.dialect.name == "postgresql":
+                        connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
+                    yield connection
+        except DBAPIError as error:
+            if is_away(error):
+                raise Busy(" ".join(message_of(error).split()), away=True) from None
+            if meaning_of(error, is_lost=False, retry_on=()) in (Meaning.RETRY, Meaning.CONFLICT):
+                raise Busy(" ".join(message_of(error).split())) from None
+            raise
+        finally:
+            if self.turn:
+                self.turn.leave()
+
+    # Opening and taking over.
+
+    def create(self, new: NewRun, refuse: Callable[[], None] | None = None) -> None:
+        """Write the run's row. Raises AlreadyRunning when a run of that name was opened at the same moment.
+
+        refuse: called while nobody else can open a run; raises when this one must not be.
+        """
+        now = now_expression(self.engine.dialect.name)
+        row: dict[str, Any] = {
+            "id": new.id, "job": new.job, "name": new.name, "status": RunStatus.RUNNING.value, "token": self.token, "epoch": self.epoch,
+            "heartbeat": now, "owner": str(liveness.this_process()), "next_no": 0, "cursor": None, "bound": new.bound,
+            "fingerprint": new.fingerprint, "sealed": False, "params": new.params, "options": new.options,
+            "guarantee": new.guarantee, "workers": new.workers, "total": new.total, "started": now, "ended": None,
+            "elapsed": 0.0, "note": "",
+        }  # fmt: skip
+        try:
+            with self.writing() as connection:
+                if self.engine.dialect.name == "postgresql":
+                    name = self.engine.dialect.identifier_preparer.format_table(self.tables.run)
+                    connection.exec_driver_sql(f"LOCK TABLE {name} IN SHARE ROW EXCLUSIVE MODE")
+                if refuse:
+                    refuse()
+                connection.execute(insert(self.tables.run).values(**row))
+        except IntegrityError:
+            raise AlreadyRunning(f"A run named {new.name!r} was opened by another process at this very moment.") from None
+
+    def take_over(self, seen_epoch: int) -> None:
+        """Become the owner of a run seen at ``seen_epoch``. Raises AlreadyRunning when somebody was quicker."""
+        run = self.tables.run
+        with self.writing() as connection:
+            found = connection.execute(
+                update(run)
+                .where(run.c.id == self.run, run.c.epoch == seen_epoch)
+                .values(
+                    epoch=seen_epoch + 1,
+                    token=self.token,
+                    heartbeat=now_expression(self.engine.dialect.name),
+                    owner=str(liveness.this_process()),
+                    status=RunStatus.RUNNING.value,
+                    ended=None,
+                    note="",
+                )
+            )
+            if found.rowcount != 1:
+                raise AlreadyRunning(f"Run {self.run} was taken over by another process at this very moment.")
+        self.epoch = seen_epoch + 1
+
+    def end_older_sessions(self) -> int:
+        """PostgreSQL: end what older epochs left on the server, and this one's workers by ``worker``. Returns how many."""
+        if self.engine.dialect.name != "postgresql":
+            return 0
+        mine = f"batchrun:{self.run[:8]}:{self.epoch}:%"
+        return self._terminate(
+            "application_name LIKE %(all)s AND application_name NOT LIKE %(mine)s", f"batchrun:{self.run[:8]}:%", mine
+        )
+
+    def end_sessions_of(self, worker: int) -> int:
+        """PostgreSQL: end what a dead worker left on the server, so that its locks go at once."""
+        if self.engine.dialect.name != "postgresql":
+            return 0
+        return self._terminate("application_name LIKE %(all)s", f"batchrun:{self.run[:8]}:{self.epoch}:{worker}:%", "")
+
+    def _terminate(self, where: str, every: str, mine: str) -> int:
+        statement = (
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() "
+            f"AND usename = current_user AND pid <> pg_backend_pid() AND {where}"
+        )
+        with self.writing() as connection:
+            return int(connection.exec_driver_sql(statement, {"all": every, "mine": mine}).scalar_one())
+
+    def adopt(self, *, cut_off: str) -> list[OpenChunk]:
+        """Put everything that is open under the new epoch; waits for zombies, so what it returns is the truth.
+
+        cut_off: the state of items that were under way outside the database: "unknown", or "retry" where the job
+        says that it is idempotent.
+        """
+        chunk, item = self.tables.chunk, self.tables.item
+        with self.writing() as connection:
+            connection.execute(update(chunk).where(chunk.c.run == self.run, chunk.c.open).values(epoch=self.epoch))
+            connection.execute(update(item).where(item.c.run == self.run, item.c.state == "retry").values(epoch=self.epoch))
+            connection.execute(
+                update(item)
+                .where(item.c.run == self.run, item.c.state == "running")
+                .values(epoch=self.epoch, **_cut_off(cut_off))
+            )
+            rows = connection.execute(
+                select(chunk.c.no, chunk.c.pos, chunk.c.size, chunk.c.deaths)
+                .where(chunk.c.run == self.run, chunk.c.open)
+                .order_by(chunk.c.no)
+            ).all()
+        return [OpenChunk(row.no, row.pos, row.size, row.deaths) for row in rows]
+
+    # While it runs.
+
+    def cut(self, no: int, items: Sequence[str], sizes: Sequence[int], ends: Sequence[tuple[str, str]], cursor: Any) -> None:
+        """Record new chunks, from number ``no`` on, with the source's frontier behind them.
+
+        items: each chunk's payload as text. ends: its first and last key, for people. Raises Fenced. Safe to call
+        again after Busy: when the first try landed after all, nothing is written twice.
+        """
+        run, count = self.tables.run, len(items)
+        with self.writing() as connection:
+            moved = connection.execute(
+                update(run)
+                .where(run.c.id == self.run, run.c.epoch == self.epoch, run.c.next_no == no)
+                .values(next_no=no + count, cursor=dump(cursor), heartbeat=now_expression(self.engine.dialect.name))
+            )
+            if moved.rowcount != 1:
+                self._landed(connection, no + count)
+                return
+            rows = [
+                {"run": self.run, "no": no + i, "epoch": self.epoch, "size": sizes[i], "pos": 0, "skipped": 0, "deaths": 0,
+                 "first": ends[i][0], "last": ends[i][1], "open": True}
+                for i in range(count)
+            ]  # fmt: skip
+            connection.execute(insert(self.tables.chunk), rows)
+            connection.execute(
+                insert(self.tables.payload), [{"run": self.run, "no": no + i, "items": items[i]} for i in range(count)]
+            )
+
+    def _landed(self, connection: Connection, expected: int) -> None:
+        run = self.tables.run
+        row = connection.execute(select(run.c.epoch, run.c.next_no).where(run.c.id == self.run)).first()
+        if row is None or row.epoch != self.epoch or row.next_no != expected:
+            raise Fenced(FENCED.format(self.run))
+
+    def seal(self) -> None:
+        """The source is exhausted: a resume need not read it again."""
+        self._update_run(sealed=True)
+
+    def beat(self) -> None:
+        """Say that the owner lives."""
+        self._update_run(heartbeat=now_expression(self.engine.dialect.name))
+
+    def _update_run(self, **values: Any) -> None:
+        run = self.tables.run
+        with self.writing() as connection:
+            found = connection.execute(update(run).where(run.c.id == self.run, run.c.epoch == self.epoch).values(**values))
+            if found.rowcount != 1:
+                raise Fenced(FENCED.format(self.run))
+
+    def end_chunks(self, numbers: Sequence[int]) -> None:
+        """Close chunks that are through and drop their payloads, in one transaction."""
+        chunk, payload = self.tables.chunk, self.tables.payload
+        with self.writing() as connection:
+            connection.execute(
+                update(chunk)
+                .where(chunk.c.run == self.run, chunk.c.no.in_(numbers), chunk.c.epoch == self.epoch, chunk.c.pos == chunk.c.size)
+                .values(open=False)
+            )
+            done = select(chunk.c.no).where(chunk.c.run == self.run, chunk.c.no.in_(numbers), ~chunk.c.open)
+            connection.execute(delete(payload).where(payload.c.run == self.run, payload.c.no.in_(done)))
+
+    def bill(self, no: int, payload_of: Any, error: ItemError, limit: int) -> Billed:
+        """Count a death against the item at the chunk's position; the ``limit``-th quarantines it and moves on.
+
+        payload_of: pos -> the item as text. Raises Busy while a zombie of the dead worker still holds the row.
+        """
+        chunk = self.tables.chunk
+        mine = (chunk.c.run == self.run, chunk.c.no == no, chunk.c.epoch == self.epoch)
+        with self.writing() as connection:
+            row = connection.execute(select(chunk.c.pos, chunk.c.size, chunk.c.deaths).where(*mine).with_for_update()).first()
+            if row is None:
+                raise Fenced(FENCED.format(self.run))
+            if row.pos >= row.size:
+                return Billed(row.pos, 0)
+            if row.deaths + 1 < limit:
+                connection.execute(update(chunk).where(*mine, chunk.c.pos == row.pos).values(deaths=row.deaths + 1))
+                return Billed(row.pos, row.deaths + 1)
+            connection.execute(update(chunk).where(*mine, chunk.c.pos == row.pos).values(deaths=0, pos=row.pos + 1))
+            connection.execute(
+                insert(self.tables.item).values(
+                    run=self.run, no=no, pos=row.pos, epoch=self.epoch, payload=payload_of(row.pos), state="quarantined",
+                    attempts=1, base=0, deaths=limit, **_explained(error),
+                )
+            )  # fmt: skip
+            return Billed(row.pos, limit, quarantined=True)
+
+    def bill_retry(self, spot: Spot, error: ItemError, limit: int) -> Billed:
+        """The same for an item that has a row of its own."""
+        item = self.tables.item
+        mine = (item.c.run == self.run, item.c.no == spot.no, item.c.pos == spot.pos, item.c.epoch == self.epoch)
+        with self.writing() as connection:
+            row = connection.execute(select(item.c.state, item.c.deaths, item.c.attempts).where(*mine).with_for_update()).first()
+            if row is None or row.state != "retry" or row.attempts != spot.attempt - 1:
+                return Billed(spot.pos, 0)
+            over = row.deaths + 1 >= limit
+            values = {"state": "quarantined", **_explained(error)} if over else {}
+            connection.execute(update(item).where(*mine).values(deaths=row.deaths + 1, **values))
+            return Billed(spot.pos, row.deaths + 1, quarantined=over)
+
+    def cut_off(self, spot: Spot, state: str) -> bool:
+        """transaction="none": the worker died while this item was under way. False when it was not."""
+        item = self.tables.item
+        mine = (item.c.run == self.run, item.c.no == spot.no, item.c.pos == spot.pos, item.c.epoch == self.epoch)
+        with self.writing() as connection:
+            found = connection.execute(update(item).where(*mine, item.c.state == "running").values(**_cut_off(state)))
+            return found.rowcount == 1
+
+    def position(self, no: int) -> int:
+        """How far the chunk is settled, once nobody holds its row any more. Raises Busy while a zombie does."""
+        chunk = self.tables.chunk
+        mine = (chunk.c.run == self.run, chunk.c.no == no, chunk.c.epoch == self.epoch)
+        with self.writing() as connection:
+            found = connection.execute(select(chunk.c.pos).where(*mine).with_for_update()).scalar()
+        if found is None:
+            raise Fenced(FENCED.format(self.run))
+        return int(found)
+
+    def fail_current(self, spot: Spot, payload: str, error: ItemError, after_s: float | None) -> bool:
+        """Fail the item at ``spot`` in the worker's stead, which was killed for overrunning. False when it had settled.
+
+        after_s: None = it is failed; else it is tried again after so many seconds.
+        """
+        chunk, item = self.tables.chunk, self.tables.item
+        now = now_expression(self.engine.dialect.name)
+        values = {**_explained(error), "state": "failed" if after_s is None else "retry", "attempts": spot.attempt}
+        values["due"] = None if after_s is None else now + after_s
+        with self.writing() as connection:
+            if spot.retry:
+                own = (item.c.run == self.run, item.c.no == spot.no, item.c.pos == spot.pos, item.c.epoch == self.epoch)
+                waiting = (item.c.state == "retry", item.c.attempts == spot.attempt - 1)
+                return connection.execute(update(item).where(*own, *waiting).values(**values)).rowcount == 1
+            mine = (chunk.c.run == self.run, chunk.c.no == spot.no, chunk.c.epoch == self.epoch, chunk.c.pos == spot.pos)
+            moved = connection.execute(update(chunk).where(*mine).values(pos=spot.pos + 1, deaths=0))
+            if moved.rowcount == 1:
+                place = {"run": self.run, "no": spot.no, "pos": spot.pos, "epoch": self.epoch}
+                connection.execute(insert(item).values(**place, payload=payload, base=0, deaths=0, **values))
+            return moved.rowcount == 1
+
+    def requeue(self, states: Sequence[str]) -> int:
+        """``retry``: put items in these states back. Their attempts so far no longer count. Returns how many."""
+        item = self.tables.item
+        with self.writing() as connection:
+            found = connection.execute(
+                update(item)
+                .where(item.c.run == self.run, item.c.state.in_(bindparam("states", expanding=True)))
+                .values(state="retry", base=item.c.attempts, deaths=0, due=0.0, epoch=self.epoch),
+                {"states": list(states)},
+            )
+            return int(found.rowcount)
+
+    def accept(self, fingerprint: str, options: str) -> None:
+        """From now on the run is of this code, these parameters and this input."""
+        self._update_run(fingerprint=fingerprint, options=options)
+
+    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+        """Write how the run ended. Raises Fenced."""
+        now = now_expression(self.engine.dialect.name)
+        run = self.tables.run
+        self._update_run(status=status.value, note=note, ended=now, heartbeat=now, elapsed=run.c.elapsed + elapsed_s)
+
+
+def _cut_off(state: str) -> dict[str, Any]:
+    if state == "retry":
+        return {"state": "retry", "due": 0.0}
+    said = "The item was under way when its process was cut off; what it did outside the database is not known."
+    return {"state": state, "class": "batchrun.CutOff", "message": said}
+
+
+def _explained(error: ItemError) -> dict[str, Any]:
+    return {"class": error.type, "sqlstate": error.sqlstate, "message": error.message}
