@@ -1,0 +1,156 @@
+"""How a run is kept account of: durably, in the ledger, or not at all. The runner speaks to both in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from batchrun.codec import dump_items, key_text
+from batchrun.execution.orders import Order
+from batchrun.items import Item, ItemError
+from batchrun.ledger.marks import Spot
+from batchrun.ledger.owner import Billed, Owner
+from batchrun.ledger.reading import Reading
+from batchrun.runs import Counts, RunStatus
+
+DEATHS_TO_QUARANTINE = 3
+KEY_LENGTH = 40
+
+
+class Book(Protocol):
+    """What the runner asks. Everything may raise Busy, and is then asked again."""
+
+    run: str
+    durable: bool
+
+    def cut(self, no: int, pieces: Sequence[list[Item]], cursor: Any) -> None:
+        """Record chunks before they are sent."""
+
+    def seal(self) -> None:
+        """The source is exhausted."""
+
+    def release(self, worker: int) -> None:
+        """A worker died: end what it left on the server."""
+
+    def position(self, order: Order) -> int:
+        """How many items of the order are settled for certain."""
+
+    def bill(self, order: Order, error: ItemError) -> Billed:
+        """Count a death against the order's current item; ``pos`` is relative to the chunk."""
+
+    def cut_off(self, order: Order, offset: int, state: str) -> bool:
+        """transaction="none": was the item before this position under way when its worker died?"""
+
+    def overran(self, order: Order, error: ItemError, after_s: float | None) -> bool:
+        """The order's current item was killed for overrunning. False when it had settled after all."""
+
+    def end_chunks(self, numbers: Sequence[int]) -> None:
+        """These chunks are through."""
+
+    def beat(self) -> None:
+        """The owner lives."""
+
+    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+        """Write how the run ended."""
+
+    def counts(self, seen: Counts) -> Counts:
+        """Where the items stand; ``seen`` is what the runner counted."""
+
+
+class AnonymousBook:
+    """No tables, no memory beyond this call: at-least-once."""
+
+    durable = False
+
+    def __init__(self, run: str) -> None:
+        self.run = run
+
+    def cut(self, no: int, pieces: Sequence[list[Item]], cursor: Any) -> None:
+        pass
+
+    def seal(self) -> None:
+        pass
+
+    def release(self, worker: int) -> None:
+        pass
+
+    def position(self, order: Order) -> int:
+        return order.reached
+
+    def bill(self, order: Order, error: ItemError) -> Billed:
+        deaths = order.deaths + 1
+        return Billed(order.pos + order.reached, deaths, quarantined=deaths >= DEATHS_TO_QUARANTINE)
+
+    def cut_off(self, order: Order, offset: int, state: str) -> bool:
+        return False
+
+    def overran(self, order: Order, error: ItemError, after_s: float | None) -> bool:
+        return True
+
+    def end_chunks(self, numbers: Sequence[int]) -> None:
+        pass
+
+    def beat(self) -> None:
+        pass
+
+    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+        pass
+
+    def counts(self, seen: Counts) -> Counts:
+        return seen
+
+
+class DurableBook:
+    """The ledger."""
+
+    durable = True
+
+    def __init__(self, owner: Owner, reading: Reading) -> None:
+        self.run = owner.run
+        self.owner = owner
+        self._reading = reading
+
+    def cut(self, no: int, pieces: Sequence[list[Item]], cursor: Any) -> None:
+        ends = [(key_text(piece[0])[:KEY_LENGTH], key_text(piece[-1])[:KEY_LENGTH]) for piece in pieces]
+        self.owner.cut(no, [dump_items(piece) for piece in pieces], [len(piece) for piece in pieces], ends, cursor)
+
+    def seal(self) -> None:
+        self.owner.seal()
+
+    def release(self, worker: int) -> None:
+        self.owner.end_sessions_of(worker)
+
+    def position(self, order: Order) -> int:
+        return 0 if order.retry else self.owner.position(order.no) - order.pos
+
+    def bill(self, order: Order, error: ItemError) -> Billed:
+        if order.retry:
+            return self.owner.bill_retry(_spot(order, 0), error, DEATHS_TO_QUARANTINE)
+
+        def payload(pos: int) -> str:
+            return dump_items([order.items[pos - order.pos]])
+
+        return self.owner.bill(order.no, payload, error, DEATHS_TO_QUARANTINE)
+
+    def cut_off(self, order: Order, offset: int, state: str) -> bool:
+        return self.owner.cut_off(_spot(order, offset), state)
+
+    def overran(self, order: Order, error: ItemError, after_s: float | None) -> bool:
+        offset = order.reached
+        return self.owner.fail_current(_spot(order, offset), dump_items([order.items[offset]]), error, after_s)
+
+    def end_chunks(self, numbers: Sequence[int]) -> None:
+        self.owner.end_chunks(numbers)
+
+    def beat(self) -> None:
+        self.owner.beat()
+
+    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+        self.owner.finish(status, note, elapsed_s)
+
+    def counts(self, seen: Counts) -> Counts:
+        return self._reading.counts(self.run)
+
+
+def _spot(order: Order, offset: int) -> Spot:
+    return Spot(order.no, order.pos + offset, order.attempt, order.retry, order.base)

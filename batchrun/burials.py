@@ -1,0 +1,171 @@
+"""Burials: a worker died with work in hand. Bill the death to the item that ran, and give the rest back.
+
+one item ran, by itself              billed to it; the third time it is quarantined
+several ran (threads, chunk, list)   nobody is billed: each is tried again alone
+the worker was killed for overrunning   the item failed with ItemTimeout, which is no death
+transaction="none", under way        unknown, or again where the job is idempotent
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from batchrun.books import DEATHS_TO_QUARANTINE
+from batchrun.codec import key_text
+from batchrun.durations import text as duration_text
+from batchrun.errors import BatchrunError, ItemTimeout
+from batchrun.events import Event, Notice
+from batchrun.execution.orders import Order
+from batchrun.execution.pool import Died, describe_exit
+from batchrun.items import ItemError, OutcomeStatus
+from batchrun.retries import backoff_s, may_retry
+
+if TYPE_CHECKING:
+    from batchrun.runner import RunPlan
+    from batchrun.settling import Settling
+
+STARTS_IN_VAIN = 3
+"""Workers that die before they are ready, in a row, until the run gives up: starting more would mend nothing."""
+
+
+class Burials:
+    """Deaths whose bill is not written yet. The book may be busy: a zombie can hold its row for a while."""
+
+    def __init__(self, plan: RunPlan, settling: Settling, emit: Callable[[Event], None], back: Callable[[Order], None]) -> None:
+        self._plan = plan
+        self._settling = settling
+        self._emit = emit
+        self._back = back
+        self._released: deque[tuple[int, list[tuple[Died, Order]]]] = deque()
+        self._in_vain = 0
+        self.failure: BatchrunError | None = None
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._released)
+
+    def add(self, died: Died) -> None:
+        """A worker is gone."""
+        self._in_vain = 0 if died.was_ready else self._in_vain + 1
+        if self._in_vain >= STARTS_IN_VAIN:
+            self.failure = BatchrunError(
+                f"{self._in_vain} workers in a row {describe_exit(died.exitcode)} before they were ready. Run with workers=0 to see why."
+            )
+        if died.running:
+            self._released.append((died.worker, [(died, order) for order in died.running]))
+        elif died.was_ready and not self._plan.stop.level:
+            self._emit(
+                Notice(
+                    "WARNING", f"Worker {died.worker} (pid {died.pid}) {describe_exit(died.exitcode)} while it had nothing to do."
+                )
+            )
+
+    def settle(self) -> Iterator[int]:
+        """Write the bills; yields chunks that are through. Raises Busy when the book must be asked again."""
+        while self._released:
+            worker, deaths = self._released[0]
+            self._plan.book.release(worker)
+            while deaths:
+                yield from self._one(*deaths[0], several=len(deaths) > 1 or (deaths[0][1].exclusive is False and self._threads > 1))
+                deaths.pop(0)
+            self._released.popleft()
+
+    @property
+    def _threads(self) -> int:
+        return self._plan.options.threads
+
+    def _one(self, died: Died, order: Order, *, several: bool) -> Iterator[int]:
+        self._catch_up(order)
+        if order.reached >= len(order.items):
+            yield from self._through(order)
+            return
+        options = self._plan.options
+        shared = (options.transaction == "chunk" or options.batched) and not order.alone and len(order.items) > 1
+        if self._cut_off(order):
+            yield from self._rest(order, alone=order.alone)
+        elif several or shared:
+            self._tell(died, order, "It shared the worker with others, so it is tried again alone.")
+            yield from self._rest(order, alone=True, exclusive=self._threads > 1)
+        elif order.timed_out:
+            self._overran(died, order)
+            yield from self._rest(order, alone=order.alone)
+        else:
+            yield from self._bill(died, order)
+
+    def _catch_up(self, order: Order) -> None:
+        """Items that were settled, but whose report died with the worker."""
+        settled = self._plan.book.position(order)
+        while order.reached < settled:
+            self._settling.settle(order.items[order.reached], OutcomeStatus.DONE, None, order.attempt)
+            order.reached += 1
+
+    def _cut_off(self, order: Order) -> bool:
+        """transaction="none": the mark moved on before the task, so the item that ran is the one just before."""
+        options = self._plan.options
+        if options.transaction != "none" or not self._plan.book.durable or order.retry or order.reached == 0:
+            return False
+        state = "retry" if options.idempotent else "unknown"
+        offset = order.reached - 1
+        if not self._plan.book.cut_off(order, offset, state):
+            return False
+        self._plan.counts.done -= 1
+        if options.idempotent:
+            self._settling.retry(order, offset, 0.0)
+        else:
+            said = "Its worker died while the task was running; what it did outside the database is not known."
+            self._settling.settle(order.items[offset], OutcomeStatus.UNKNOWN, ItemError("CutOff", said), order.attempt)
+        return True
+
+    def _bill(self, died: Died, order: Order) -> Iterator[int]:
+        error = ItemError(
+            "WorkerDied", f"Its worker {describe_exit(died.exitcode)} while running it, {DEATHS_TO_QUARANTINE} times."
+        )
+        billed = self._plan.book.bill(order, error)
+        item = order.items[order.reached]
+        if billed.quarantined:
+            self._tell(died, order, f"That was death {billed.deaths} of this item: it is quarantined.")
+            self._settling.settle(item, OutcomeStatus.QUARANTINED, error, order.attempt)
+            order.reached += 1
+        else:
+            self._tell(
+                died, order, f"It was not committed and will be tried again (death {billed.deaths} of {DEATHS_TO_QUARANTINE})."
+            )
+            order.deaths = billed.deaths
+        yield from self._rest(order, alone=True, deaths=0 if billed.quarantined else billed.deaths)
+
+    def _overran(self, died: Died, order: Order) -> None:
+        options = self._plan.options
+        limit = options.timeout or 0.0
+        error = ItemError("ItemTimeout", f"The item's time limit of {duration_text(limit)} is over; its worker had to be killed.")
+        again = issubclass(ItemTimeout, options.retry_on) and may_retry(order.attempt, order.base, options.retries)
+        after = backoff_s(order.attempt) if again else None
+        if self._plan.book.overran(order, error, after):
+            if after is None:
+                self._settling.settle(order.items[order.reached], OutcomeStatus.FAILED, error, order.attempt)
+            else:
+                self._settling.retry(order, order.reached, after)
+        order.reached += 1
+
+    def _rest(self, order: Order, *, alone: bool, exclusive: bool = False, deaths: int = 0) -> Iterator[int]:
+        rest = order.rest(alone=alone, exclusive=exclusive, deaths=deaths)
+        if rest.items:
+            self._back(rest)
+        else:
+            yield from self._through(order)
+
+    def _through(self, order: Order) -> Iterator[int]:
+        if self._plan.book.durable and not order.retry:
+            yield order.no
+
+    def _tell(self, died: Died, order: Order, what_now: str) -> None:
+        cause = "; often the out-of-memory killer" if died.exitcode == -9 else ""
+        item = key_text(order.items[order.reached])
+        self._emit(
+            Notice(
+                "WARNING",
+                f"Worker {died.worker} (pid {died.pid}) {describe_exit(died.exitcode)} while running item {item} of run "
+                f"{self._plan.book.run}{cause}. {what_now} If it repeats, lower --workers.",
+            )
+        )

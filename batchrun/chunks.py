@@ -1,0 +1,117 @@
+"""Cutting: how many items make a chunk, and taking them from the source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from batchrun.database.failures import is_away, message_of
+from batchrun.items import Item
+from batchrun.ledger.owner import Busy
+from batchrun.sources.source import Reader
+
+TARGET_S = 0.2
+"""What a chunk should take: long enough that our share vanishes, short enough that a stop or a death costs little."""
+
+MAX_ITEMS = 1000
+MAX_ITEMS_WITHOUT_DATABASE = 10_000
+MAX_BYTES = 1 << 20
+SMOOTHING = 0.3
+
+
+class ChunkSizer:
+    """Adapts the size of chunks to what items take, by a moving average."""
+
+    def __init__(self, workers: int, *, has_database: bool, batched: bool = False) -> None:
+        self._most = MAX_ITEMS if has_database else MAX_ITEMS_WITHOUT_DATABASE
+        self._growth = 1.2 if has_database and not batched else 2.0
+        self._lanes = max(1, workers) * 2
+        self._per_item_s: float | None = None
+        self._bytes_per_item = 0.0
+        self._size = 1
+
+    def size(self, remaining: int | None) -> int:
+        """Items for the next chunk. remaining: items still to come, None if not known; near the end chunks shrink."""
+        size = self._size
+        if self._bytes_per_item:
+            size = min(size, max(1, int(MAX_BYTES / self._bytes_per_item)))
+        if remaining is not None:
+            size = min(size, max(1, remaining // self._lanes))
+        return size
+
+    def learn(self, items: int, busy_s: float) -> None:
+        """A chunk of so many items took so long."""
+        if items < 1:
+            return
+        per_item = busy_s / items
+        known = self._per_item_s
+        self._per_item_s = per_item if known is None else known + SMOOTHING * (per_item - known)
+        fits = int(TARGET_S / self._per_item_s) if self._per_item_s > 0 else self._most
+        grown = max(self._size + 1, int(self._size * self._growth))
+        self._size = max(1, min(fits, grown, self._most)) if items >= self._size or fits < self._size else self._size
+
+    def weigh(self, items: int, size_bytes: int) -> None:
+        """Items of a chunk weighed so much; huge ones make small chunks."""
+        per_item = size_bytes / max(1, items)
+        self._bytes_per_item = max(per_item, self._bytes_per_item * 0.9)
+
+
+class Feed:
+    """Takes items from a source's reader up to a limit, a piece for each chunk. Knows when there is no more."""
+
+    def __init__(self, reader: Reader | None, *, limit: int | None, total: int | None, taken: int = 0) -> None:
+        self._reader = reader
+        self._limit = limit
+        self._total = total if limit is None else limit if total is None else min(total, limit)
+        self.taken = taken
+        self.error: BaseException | None = None
+        self.exhausted = reader is None
+
+    @property
+    def total(self) -> int | None:
+        """How many items there will be, as far as anybody knows."""
+        if self.exhausted:
+            return self.taken
+        return None if self._total is None else max(self._total, self.taken)
+
+    @property
+    def cursor(self) -> Any:
+        return self._reader.cursor if self._reader else None
+
+    def take(self, sizer: ChunkSizer, pieces: int) -> list[list[Item]]:
+        """Up to so many pieces of the sizer's size. An error of the source ends it and is kept in ``error``.
+
+        Raises Busy while the source's database is away.
+        """
+        taken: list[list[Item]] = []
+        while len(taken) < pieces and not self.exhausted:
+            try:
+                piece = self._piece(sizer)
+            except Busy:
+                if taken:
+                    break  # record these first; the next call meets the same trouble
+                raise
+            if not piece:
+                break
+            taken.append(piece)
+            self.taken += len(piece)
+        return taken
+
+    def _piece(self, sizer: ChunkSizer) -> list[Item]:
+        assert self._reader is not None
+        wanted = sizer.size(None if self._total is None else max(0, self._total - self.taken))
+        if self._limit is not None:
+            wanted = min(wanted, self._limit - self.taken)
+        try:
+            piece = self._reader.take(wanted) if wanted > 0 else []
+            self.exhausted = self._reader.exhausted or wanted <= 0
+        except Exception as error:  # the user's code: the run stops cleanly and the caller is told
+            if is_away(error):
+                raise Busy(" ".join(message_of(error).split()), away=True) from None
+            self.error = error
+            self.exhausted = True
+            return []
+        return piece
+
+    def close(self) -> None:
+        if self._reader:
+            self._reader.close()

@@ -1,0 +1,280 @@
+"""One item: the heart. Its transaction is opened together with its mark, and committed together with its mark.
+
+open       BEGIN + mark, one message          no row changed: look why (a zombie settled it, or a new owner fenced us)
+task       task(session, item)                an error: classified here, where the driver's objects still exist
+check      the gate's checks, no round trip
+commit     the work and the mark, or neither  lost: reconnect and take the same mark again; the database knows
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from batchrun.codec import Unstorable
+from batchrun.database.engines import WorkerEngine
+from batchrun.database.failures import Meaning, meaning_of, plain_error
+from batchrun.database.gate import MarkMissed
+from batchrun.errors import Retry
+from batchrun.execution.deadline import Deadline
+from batchrun.execution.link import Link
+from batchrun.execution.orders import pack
+from batchrun.execution.recording import RUN_ENDING, Recorder, Result, Row
+from batchrun.execution.work import Work
+from batchrun.items import Item, ItemError, OutcomeStatus
+from batchrun.ledger.marks import Marks, Spot
+from batchrun.ledger.schema import tables
+from batchrun.retries import backoff_s, may_retry
+from batchrun.tasks import Context
+
+LOST_LIMIT = 10
+"""Connections lost in a row on one item before it is failed: a role's own statement or idle time-out looks the same."""
+
+CONFLICTS_IN_PLACE = 2
+
+
+class ItemRunner:
+    """Runs items one at a time in one thread: it owns that thread's connection."""
+
+    def __init__(
+        self,
+        work: Work,
+        engine: WorkerEngine | None,
+        books: WorkerEngine | None,
+        state: Any,
+        *,
+        pause: Callable[[float], bool],
+        notice: Callable[[str], None],
+        inline: bool = False,
+    ) -> None:
+        self.work = work
+        self.stopping: Callable[[], bool] = lambda: pause(0)
+        self.link = Link(engine, pause, notice) if engine else None
+        self._separate = Link(books, pause, notice) if books else None
+        self.marks: Marks | None = None
+        self.recorder: Recorder | None = None
+        self._open_books(pause)
+        self.deadline = Deadline(work.options.timeout, by_signal=not inline and work.options.threads == 1)
+        self._state = state
+        self._call = work.shape.bind(work.task, work.task_params)
+        self._inline = inline
+        self._lost = False
+        self._logger = logging.getLogger(f"batchrun.job.{work.job}")
+        self._locals = self._statement_limits()
+
+    def _open_books(self, pause: Callable[[float], bool]) -> None:
+        link = self._separate or self.link
+        if self.work.marks is None or link is None:
+            return
+        self.marks = Marks(self.work.marks, tables(self.work.marks.schema), link.dialect)
+        read_only = self.work.options.read_only and link is self.link
+        self.recorder = Recorder(self.marks, link, pause, read_only=read_only)
+
+    def _statement_limits(self) -> list[str]:
+        """SET LOCAL, because anything else would leak through a pooler to the next client."""
+        if self.work.options.timeout is None or self.link is None or self.link.is_sqlite or self.work.options.read_only:
+            return []
+        limit = max(1, round(self.work.options.timeout * 1000))
+        return [f"SET LOCAL statement_timeout = {limit}", f"SET LOCAL idle_in_transaction_session_timeout = {limit + 60_000}"]
+
+    # One item, to its end.
+
+    def one(self, spot: Spot, item: Item, index: int, *, recorded: bool = True) -> Result:
+        """Run one item until it is settled or has to wait. Raises only what ends the worker.
+
+        recorded: False leaves mark and rows to the caller, who marks a whole span at once.
+        """
+        if isinstance(item, Unstorable):
+            return self._settle(Row(spot, item, Result("failed", ItemError("NotPlainData", item.message))), recorded)
+        lost = conflicts = 0
+        while True:
+            try:
+                return self._attempt(spot, item, index, recorded)
+            except RUN_ENDING:
+                raise
+            except MarkMissed:
+                assert self.recorder is not None
+                found = self.recorder.look(spot)
+                if found != "again":
+                    return Result(found)
+            except BaseException as error:
+                if self._inline and isinstance(error, KeyboardInterrupt | GeneratorExit):
+                    raise
+                judged, meaning = self.judge(error)
+                lost += meaning is Meaning.LOST
+                conflicts += meaning is Meaning.CONFLICT
+                if self._again_in_place(meaning, lost, conflicts):
+                    continue
+                row = Row(spot, item, self.result_of(judged, meaning, spot))
+                return self._settle(row, recorded, partly=meaning is Meaning.PARTIAL)
+
+    @staticmethod
+    def _again_in_place(meaning: Meaning, lost: int, conflicts: int) -> bool:
+        return (meaning is Meaning.LOST and lost < LOST_LIMIT) or (
+            meaning is Meaning.CONFLICT and conflicts <= CONFLICTS_IN_PLACE
+        )
+
+    def _attempt(self, spot: Spot, item: Item, index: int, recorded: bool) -> Result:
+        if not self.work.has_session:
+            return self._outside(spot, item, index)
+        given = [item] if self.work.options.batched else item
+        context = self.context(spot, given, index)
+        if self.work.options.read_only:
+            value = self.only_reading(given, context)
+            if recorded and self.recorder:
+                self.recorder.mark_span(spot, 1, ())
+        else:
+            mark = self.marks.of(spot) if self.marks else None
+            value = self.in_transaction(mark, lambda: self.call_in_session(given, context))
+        return Result("done", value=value[0] if self.work.options.batched and isinstance(value, list) and value else value)
+
+    def _settle(self, row: Row, recorded: bool, *, partly: bool = False) -> Result:
+        if self.recorder is None or not recorded:
+            return row.result
+        return self.recorder.settle(row, partly=partly, was_running=not self.work.has_session)
+
+    # A transaction of the worker's: mark, work, commit.
+
+    def in_transaction(self, mark: str | None, body: Callable[[], Any]) -> Any:
+        """Open with the mark, run ``body``, commit both. Whatever is raised, nothing of it stands."""
+        link = self.link
+        assert link is not None
+        separate = self._separate if mark else None
+        own_mark = [mark] if mark and not separate else []
+        try:
+            gate = link.ensure()
+            gate.arm([link.begin, *self._locals, *own_mark], marked=bool(own_mark))
+            if separate and mark:  # the ledger is elsewhere: its transaction is the outer one, and at-least-once is all there is
+                outer = separate.ensure()
+                outer.arm([separate.begin, mark], marked=True)
+                outer.open()
+            gate.open()
+            value = body()
+            if not gate.committed:
+                gate.final = True
+                link.commit_now()
+            if separate:
+                separate.gate.final = True
+                separate.commit_now()
+        except BaseException:
+            self._lost = self._let_go()
+            raise
+        self._lost = False
+        self._let_go()
+        return value
+
+    def _let_go(self) -> bool:
+        """Between items and after an error: leave no transaction open. True when a connection was lost."""
+        lost = False
+        for link in (self.link, self._separate):
+            if link is None:
+                continue
+            if link.is_lost():
+                lost = True
+                link.drop()
+                continue
+            try:
+                link.settle_down()
+            except Exception:  # the connection died under the error: the error is what matters
+                link.drop()
+        return lost
+
+    def call_in_session(self, given: Any, context: Context | None, *, final: bool = True) -> Any:
+        """Run the task with a Session of its own, handed over unbegun; packs its value before anything is committed."""
+        link = self.link
+        assert link is not None
+        session = Session(link.connection)
+        try:
+            value = self._guarded(session, given, context)
+            link.gate.final = final
+            session.commit()
+            session.close()
+        except BaseException:
+            with contextlib.suppress(Exception):  # on a dead connection even closing fails
+                session.close()
+            raise
+        return value
+
+    def only_reading(self, given: Any, context: Context | None) -> Any:
+        """read_only: the same in AUTOCOMMIT; there is nothing to commit and nothing to undo."""
+        link = self.link
+        assert link is not None
+        try:
+            link.ensure().arm((), marked=False)
+            value = self.call_in_session(given, context)
+        except BaseException:
+            self._lost = self._let_go()
+            raise
+        self._lost = False
+        self._let_go()
+        return value
+
+    def _outside(self, spot: Spot, item: Item, index: int) -> Result:
+        """transaction="none", or no database at all: what the task does is its own affair, so say when it is under way."""
+        if self.recorder is None:
+            return Result("done", value=self._guarded(None, item, self.context(spot, item, index)))
+        if settled := self.recorder.begin_outside(spot, item):
+            return Result(settled)
+        value = self._guarded(None, item, self.context(spot, item, index))
+        self.recorder.end_outside(spot)
+        return Result("done", value=value)
+
+    def _guarded(self, session: Session | None, given: Any, context: Context | None) -> Any:
+        gate = self.link.gate if self.link and session is not None else None
+        with self.deadline.guard(gate) as deadline:
+            if context is not None:
+                context.deadline = deadline
+            value = self._call(session, given, context)
+            return self._pack(value) if self.work.wants_values else None
+
+    def _pack(self, value: Any) -> Any:
+        """A batch's list has one value an item; anything else is the value of each."""
+        if self.work.options.batched and isinstance(value, list | tuple):
+            return [pack(one) for one in value]
+        return pack(value)
+
+    def context(self, spot: Spot, item: Any, index: int) -> Context | None:
+        """The task's ``ctx``, made only where it asks for one."""
+        if not self.work.shape.wants_ctx:
+            return None
+        key = f"{self.work.run}:{spot.no}:{spot.pos}" if self.marks else f"{self.work.run}:{index}"
+        return Context(
+            self.work.run,
+            self.work.job,
+            item,
+            key,
+            spot.attempt,
+            None,
+            self.work.params,
+            self._state,
+            self._logger,
+            self.stopping,
+        )
+
+    # Judging.
+
+    def judge(self, error: BaseException) -> tuple[BaseException, Meaning]:
+        """What an error means; an overrun shows as whatever it interrupted."""
+        lost, self._lost = self._lost, False
+        if self.deadline.expired and not lost:
+            error = self.deadline.error().with_traceback(error.__traceback__)
+            self.deadline.expired = False
+        return error, meaning_of(error, is_lost=lost, retry_on=self.work.options.retry_on)
+
+    def result_of(self, error: BaseException, meaning: Meaning, spot: Spot) -> Result:
+        """Turn a judged error into a result: skipped, to be tried again, or failed."""
+        if meaning is Meaning.SKIP:
+            return Result(OutcomeStatus.SKIPPED, plain_error(error, with_traceback=False))
+        if meaning is Meaning.LOST:
+            said = plain_error(error)
+            text = f"The connection was lost {LOST_LIMIT} times in a row on this item, the last time with: {said.message}"
+            return Result(OutcomeStatus.FAILED, ItemError(said.type, text, said.sqlstate, said.traceback))
+        passing = meaning in (Meaning.RETRY, Meaning.CONFLICT)
+        if passing and may_retry(spot.attempt, spot.base, self.work.options.retries):
+            wanted = error.after if isinstance(error, Retry) else None
+            return Result("retry", plain_error(error), backoff_s(spot.attempt) if wanted is None else max(0.0, float(wanted)))
+        return Result(OutcomeStatus.FAILED, plain_error(error))

@@ -1,0 +1,100 @@
+"""The executor without processes: ``workers=0``. The same orders, messages and semantics, in the caller's own thread."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from batchrun.execution.attempt import ItemRunner
+from batchrun.execution.orders import Ended, Message, Order, Said, Settled, Unreadable, sent
+from batchrun.execution.pool import Died, Heard, Worker
+from batchrun.execution.recording import RUN_ENDING
+from batchrun.execution.strategies import OrderRunner
+from batchrun.execution.work import Work
+from batchrun.execution.worker import Parts, failure_of
+
+
+class InlineExecutor:
+    """Runs orders right here, for a debugger. A task that kills its process kills this one."""
+
+    def __init__(self, work: Work, is_stopping: Callable[[], bool]) -> None:
+        self._work = work
+        self._is_stopping = is_stopping
+        self._parts: Parts | None = None
+        self._runner: OrderRunner | None = None
+        self._waiting: deque[Order] = deque()
+        self._messages: list[Message] = []
+        self._next_order = 0
+        self._stopped = False
+
+    alive = 1
+
+    def start(self) -> None:
+        """Build the engine and call the initializer, as a worker would."""
+        if self._runner is not None:
+            return
+        self._parts = Parts(self._work, 0)
+        state = self._parts.start()
+        runner: ItemRunner = self._parts.runner(state, self._pause, self._notice, inline=True)
+        self._runner = OrderRunner(runner, self._messages.append)
+
+    def _pause(self, wait_s: float) -> bool:
+        until = time.monotonic() + wait_s
+        while not (stopping := self._stopped or self._is_stopping()) and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+        return stopping
+
+    def _notice(self, text: str) -> None:
+        self._messages.append(Said("WARNING", text))
+
+    def room(self) -> int:
+        return 0 if self._stopped else 1 - len(self._waiting)
+
+    def idle(self) -> int:
+        return self.room()
+
+    def submit(self, order: Order) -> bool:
+        self._next_order += 1
+        order.id = self._next_order
+        self._waiting.append(order)
+        return True
+
+    def resend(self, worker: int, order: Order) -> None:
+        order.singly = True
+        self._waiting.appendleft(order)
+
+    def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]:
+        return []
+
+    def kill(self, worker: Worker) -> None:
+        """There is nobody to kill."""
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def wait(self, timeout_s: float) -> Iterator[Heard | Died]:
+        """Run one order to its end, then yield what it said."""
+        if not self._waiting or self._runner is None:
+            self._pause(timeout_s)
+            return
+        order = self._waiting.popleft()
+        try:
+            self._runner.run(sent(order))
+        except RUN_ENDING as error:
+            self._messages += [failure] if (failure := failure_of(error)) else []
+        finally:
+            messages, self._messages[:] = list(self._messages), []
+            heard = [self._noted(message, order) for message in messages]
+        yield from heard
+
+    def _noted(self, message: Any, order: Order) -> Heard:
+        if isinstance(message, Settled):
+            order.reached += message.amount
+        return Heard(0, message, order if isinstance(message, Settled | Ended | Unreadable) else None)
+
+    def close(self) -> None:
+        if self._parts is not None:
+            self._parts.close()
+            self._parts = None

@@ -1,0 +1,223 @@
+"""What crosses between the parent and its workers: orders down, messages up. Plain data, pickled by us.
+
+parent  --- Order (items already pickled) --->  worker
+parent  <-- Ready, Settled, Ended, ... --------  worker
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from batchrun.codec import Unstorable
+from batchrun.items import Item, ItemError
+
+MAX_VALUE_BYTES = 64 * 1024 * 1024
+"""A result or item larger than this fails its item: it belongs into the database or a file, not into a pipe."""
+
+_PLAIN = frozenset({type(None), bool, int, float})
+
+
+@dataclass(slots=True, eq=False)
+class Order:
+    """A chunk, or what is left of one, on its way through one worker. The parent keeps it until it has ended.
+
+    no, pos: the chunk, and where in it the first of ``items`` stands. index: of the first item in the whole run,
+    for results in order. attempt, base: of the items' next try. retry: one item with a row of its own.
+    alone: one item after the other, each with its own mark; a death is then billed. exclusive: nothing else may
+    run in the worker meanwhile. deaths: how often its first item has killed a worker (anonymous runs).
+    reached: how many of the items are settled. weight: bytes on the wire. singly: the items must be pickled one by one.
+    """
+
+    no: int
+    pos: int
+    items: list[Item]
+    index: int = 0
+    attempt: int = 1
+    base: int = 0
+    retry: bool = False
+    alone: bool = False
+    exclusive: bool = False
+    deaths: int = 0
+    reached: int = 0
+    singly: bool = False
+    id: int = 0
+    timed_out: bool = False
+    weight: int = 0
+
+    def rest(self, **changes: Any) -> Order:
+        """What is left of it, as a new order."""
+        made = Order(
+            self.no, self.pos + self.reached, self.items[self.reached :], self.index + self.reached, self.attempt, self.base,
+            self.retry, self.alone, self.exclusive,
+        )  # fmt: skip
+        for name, value in changes.items():
+            setattr(made, name, value)
+        return made
+
+
+class Sent(NamedTuple):
+    """An order as the worker gets it. start: its first item in the whole run. items: one pickle of all, or a list of pickles where ``singly``."""
+
+    id: int
+    no: int
+    pos: int
+    attempt: int
+    base: int
+    retry: bool
+    alone: bool
+    start: int
+    items: bytes | list[bytes]
+
+
+class Trouble(NamedTuple):
+    """An item of a Settled message that is not simply done.
+
+    state: an OutcomeStatus value, or "retry" with ``after`` seconds to wait.
+    """
+
+    offset: int
+    state: str
+    error: ItemError | None
+    after: float = 0.0
+
+
+class Ready(NamedTuple):
+    """The worker has its engine and its state, and waits for orders."""
+
+    pid: int
+
+
+class Settled(NamedTuple):
+    """``amount`` further items of an order are settled. values: of each, or None where nobody asked for them."""
+
+    order: int
+    amount: int
+    troubles: list[Trouble]
+    values: list[Any] | None
+
+
+class Ended(NamedTuple):
+    """The order is over; what it did not settle was not begun. busy_s: seconds it took."""
+
+    order: int
+    busy_s: float
+
+
+class Unreadable(NamedTuple):
+    """The order's items cannot be unpickled together: send them one by one."""
+
+    order: int
+
+
+class Began(NamedTuple):
+    """With a time limit: the item at ``offset`` of the order begins now."""
+
+    order: int
+    offset: int
+
+
+class Failed(NamedTuple):
+    """The worker cannot work at all: its task, engine or initializer failed. kind: "job", "database", "fenced", "corrupt"."""
+
+    kind: str
+    text: str
+
+
+class Said(NamedTuple):
+    """Text a task or a logger wrote, or a notice of the worker's own."""
+
+    level: str
+    text: str
+
+
+Message = Ready | Settled | Ended | Unreadable | Began | Failed | Said
+
+
+class Packed(NamedTuple):
+    """A value that is not of a plain type, pickled and read back once in the worker, so that it cannot hurt the parent."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class Stop:
+    """Parent to worker: begin no further item. A worker that has none left ends."""
+
+    leave: bool = field(default=False)
+
+
+def pack(value: Any) -> Any:
+    """Make a task's value ready to cross. Raises whatever pickling it raises; ValueError when it is too large."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is str or kind is bytes:
+        _check_size(len(value))
+        return value
+    data = cloudpickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)
+    _check_size(len(data))
+    pickle.loads(data)
+    return Packed(data)
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_VALUE_BYTES:
+        raise ValueError(
+            f"The task returned {size / 1e6:,.0f} MB; results up to {MAX_VALUE_BYTES // 2**20} MiB cross back to the caller. "
+            "Write it to the database or a file and return where it is."
+        )
+
+
+def unpack(value: Any) -> Any:
+    return pickle.loads(value.data) if type(value) is Packed else value
+
+
+def sent(order: Order) -> Sent:
+    """The order as it goes to a worker; notes its weight."""
+    items = encode_items(order)
+    order.weight = len(items) if isinstance(items, bytes) else sum(map(len, items))
+    return Sent(order.id, order.no, order.pos, order.attempt, order.base, order.retry, order.alone, order.index, items)
+
+
+def encode_items(order: Order) -> bytes | list[bytes]:
+    """Pickle an order's items: together where that works, else each by itself with the bad ones replaced."""
+    if not order.singly:
+        try:
+            return pickle.dumps(order.items, protocol=pickle.HIGHEST_PROTOCOL)
+        except Exception:
+            pass
+    return [_encode_one(item) for item in order.items]
+
+
+def _encode_one(item: Item) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL))
+    except Exception as error:
+        kind = type(item)
+        said = f"This item, a {kind.__module__}.{kind.__qualname__}, cannot be sent to a worker: {error}. Pass its primary key, not the object."
+        return pickle.dumps(Unstorable(kind.__qualname__, said))
+
+
+def decode_items(sent: bytes | list[bytes]) -> list[Item]:
+    """In the worker. Raises when items that were pickled together cannot be read."""
+    if isinstance(sent, bytes):
+        return list(pickle.loads(sent))
+    return [_decode_one(data) for data in sent]
+
+
+def _decode_one(data: bytes) -> Item:
+    try:
+        return pickle.loads(data)
+    except BaseException as error:  # an item's __setstate__ is foreign code
+        return Unstorable(
+            "object",
+            f"This item cannot be read in a worker: {type(error).__name__}: {error}. Pass its primary key, not the object.",
+        )
+
+
+Report = Callable[[Message], None]

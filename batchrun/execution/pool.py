@@ -1,0 +1,323 @@
+"""The parent's side of local workers: one pipe and one sentinel each, one selector over all of them.
+
+    submit(order)  -> bytes into that worker's outbox -> its pipe           never blocks, also when a worker is stopped
+    wait(deadline) <- messages from pipes, deaths from sentinels            one selector, no thread, no shared queue
+
+There is no lock a corpse can hold and no helper thread that can die. Whatever a dead worker still had is returned
+with its death, the order it was running first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import struct
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+from batchrun.execution.orders import Ended, Message, Order, Ready, Settled, Stop, sent
+from batchrun.execution.processes import Launcher, Process
+
+_HEADER = struct.Struct("!i")
+_LONG_HEADER = struct.Struct("!Q")
+_READ_SIZE = 1 << 18
+QUEUED = 1
+"""Orders that wait at a worker beyond those it is running, so that it never idles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A message about an order, or about no order."""
+
+    worker: int
+    message: Message
+    order: Order | None
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A worker is gone. running: the orders it had begun; queued: those it had not.
+
+    exitcode: negative = the signal that killed it; None = not known. was_ready: False when it died starting.
+    """
+
+    worker: int
+    pid: int
+    exitcode: int | None
+    running: list[Order]
+    queued: list[Order]
+    was_ready: bool
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One worker process as the parent sees it. clocks: when each running order last showed progress."""
+
+    number: int
+    process: Process
+    connection: Connection
+    outbox: deque[memoryview] = field(default_factory=deque)
+    inbox: bytearray = field(default_factory=bytearray)
+    orders: dict[int, Order] = field(default_factory=dict)
+    clocks: dict[int, float] = field(default_factory=dict)
+    is_ready: bool = False
+    is_leaving: bool = False
+    exclusive: bool = False
+
+
+class LocalPool:
+    """Runs orders in processes of this machine."""
+
+    def __init__(self, launcher: Launcher, workers: int, threads: int) -> None:
+        self._launcher = launcher
+        self._wanted = workers
+        self._threads = threads
+        self._selector = selectors.DefaultSelector()
+        self._workers: dict[int, Worker] = {}
+        self._next_number = 0
+        self._next_order = 0
+
+    # Orders.
+
+    def start(self) -> None:
+        """Start workers up to the wanted number."""
+        atexit.register(self.close)  # before multiprocessing's own, which would wait for them for ever
+        while len(self._workers) < self._wanted:
+            self._start_one()
+
+    @property
+    def alive(self) -> int:
+        return len(self._workers)
+
+    def room(self) -> int:
+        """How many more orders can be handed over now."""
+        return sum(self._room_of(worker) for worker in self._workers.values())
+
+    def idle(self) -> int:
+        """Workers that are ready and have nothing at all."""
+        return sum(worker.is_ready and not worker.orders for worker in self._workers.values())
+
+    def _room_of(self, worker: Worker) -> int:
+        if not worker.is_ready or worker.is_leaving or worker.exclusive:
+            return 0
+        return max(0, self._threads + QUEUED - len(worker.orders))
+
+    def submit(self, order: Order) -> bool:
+        """Hand an order to the worker with the least to do. False when it must wait: an exclusive one for an idle worker."""
+        open_to = [worker for worker in self._workers.values() if self._room_of(worker)]
+        if order.exclusive:
+            open_to = [worker for worker in open_to if not worker.orders]
+        if not open_to:
+            return False
+        worker = min(open_to, key=lambda candidate: len(candidate.orders))
+        self._next_order += 1
+        order.id = self._next_order
+        worker.exclusive = order.exclusive
+        worker.orders[order.id] = order
+        self._send_order(worker, order)
+        self._start_clocks(worker)
+        return True
+
+    def _send_order(self, worker: Worker, order: Order) -> None:
+        self._send(worker, sent(order))
+
+    def resend(self, worker: int, order: Order) -> None:
+        """The worker could not read the order's items together: send them one by one."""
+        order.singly = True
+        self._send_order(self._workers[worker], order)
+
+    def _start_clocks(self, worker: Worker) -> None:
+        for order_id in list(worker.orders)[: self._threads]:
+            worker.clocks.setdefault(order_id, time.monotonic())
+
+    def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]:
+        """Running orders that have shown no progress for ``limit_s`` seconds."""
+        late = time.monotonic() - limit_s
+        return [
+            (worker, worker.orders[order_id])
+            for worker in self._workers.values()
+            for order_id, clock in worker.clocks.items()
+            if clock < late and order_id in worker.orders
+        ]
+
+    def next_deadline(self, limit_s: float) -> float | None:
+        """When the first running order will be overdue, on the monotonic clock."""
+        clocks = [clock for worker in self._workers.values() for clock in worker.clocks.values()]
+        return min(clocks) + limit_s if clocks else None
+
+    def stop(self) -> None:
+        """Ask every worker to begin no further item and to end."""
+        for worker in self._workers.values():
+            if not worker.is_leaving:
+                worker.is_leaving = True
+                self._send(worker, Stop())
+
+    def kill(self, worker: Worker) -> None:
+        """End a worker at once; its death comes out of ``wait``."""
+        worker.process.kill()
+
+    def close(self) -> None:
+        """End everything at once. Nothing of ours is left afterwards; what workers had is not returned."""
+        for worker in self._workers.values():
+            worker.process.kill()
+        for worker in list(self._workers.values()):
+            self._forget(worker)
+        self._selector.close()
+        atexit.unregister(self.close)
+
+    def pids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers.values()]
+
+    # The wait.
+
+    def wait(self, timeout_s: float) -> Iterator[Heard | Died]:
+        """Yield what happened, waiting up to ``timeout_s`` seconds for the first of it."""
+        for key, mask in self._selector.select(max(0.0, timeout_s)):
+            worker, is_sentinel = key.data
+            if worker.number not in self._workers:
+                continue
+            if mask & selectors.EVENT_WRITE:
+                self._write(worker)
+            if mask & selectors.EVENT_READ:
+                if is_sentinel or not self._read(worker):
+                    yield from self._buried(worker)
+                else:
+                    yield from self._messages(worker)
+
+    def _messages(self, worker: Worker) -> Iterator[Heard]:
+        for data in _frames(worker.inbox):
+            message = pickle.loads(data)
+            yield Heard(worker.number, message, self._noted(worker, message))
+
+    def _noted(self, worker: Worker, message: Message) -> Order | None:
+        """Keep the books of a worker in step with what it says. Returns the order the message is about."""
+        if isinstance(message, Ready):
+            worker.is_ready = True
+            return None
+        order_id = getattr(message, "order", None)
+        order = worker.orders.get(order_id) if order_id is not None else None
+        if order is None or order_id is None:
+            return None
+        worker.clocks[order_id] = time.monotonic()
+        if isinstance(message, Settled):
+            order.reached += message.amount
+        elif isinstance(message, Ended):
+            del worker.orders[order_id]
+            worker.clocks.pop(order_id, None)
+            worker.exclusive = False
+            self._start_clocks(worker)
+        return order
+
+    def _buried(self, worker: Worker) -> Iterator[Heard | Died]:
+        """A worker is at its end: take its last words, then tell of its death."""
+        with contextlib.suppress(OSError):
+            while self._read(worker):
+                continue
+        yield from self._messages(worker)
+        if not worker.process.has_ended(1.0):
+            worker.process.kill()
+        exitcode = worker.process.exitcode()
+        orders = list(worker.orders.values())
+        running = [order for order in orders[: self._threads] if order.id in worker.clocks]
+        queued = [order for order in orders if order not in running]
+        self._forget(worker)
+        if not (worker.is_leaving and exitcode == 0 and not orders):
+            yield Died(worker.number, worker.process.pid, exitcode, running, queued, worker.is_ready)
+
+    # Bytes.
+
+    def _start_one(self) -> None:
+        ours, theirs = Pipe(duplex=True)
+        try:
+            process = self._launcher.launch(theirs, self._next_number)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        os.set_blocking(ours.fileno(), False)
+        worker = Worker(self._next_number, process, ours)
+        self._next_number += 1
+        self._workers[worker.number] = worker
+        self._selector.register(ours.fileno(), selectors.EVENT_READ, (worker, False))
+        self._selector.register(process.sentinel, selectors.EVENT_READ, (worker, True))
+
+    def _forget(self, worker: Worker) -> None:
+        del self._workers[worker.number]
+        for descriptor in (worker.connection.fileno(), worker.process.sentinel):
+            self._selector.unregister(descriptor)
+        worker.connection.close()
+        worker.process.close()
+
+    def _send(self, worker: Worker, message: Any) -> None:
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        size = len(data)
+        header = _HEADER.pack(size) if size <= 0x7FFFFFFF else _HEADER.pack(-1) + _LONG_HEADER.pack(size)
+        worker.outbox.append(memoryview(header + data))
+        self._write(worker)
+
+    def _write(self, worker: Worker) -> None:
+        """Write what the pipe takes; the rest when the selector says so."""
+        try:
+            while worker.outbox:
+                written = os.write(worker.connection.fileno(), worker.outbox[0])
+                worker.outbox[0] = worker.outbox[0][written:]
+                if not worker.outbox[0]:
+                    worker.outbox.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            worker.outbox.clear()  # it is dead; its sentinel tells
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outbox else 0)
+        key = self._selector.get_key(worker.connection.fileno())
+        if key.events != events:
+            self._selector.modify(worker.connection.fileno(), events, key.data)
+
+    def _read(self, worker: Worker) -> bool:
+        """Take what the pipe holds. False at its end."""
+        try:
+            data = os.read(worker.connection.fileno(), _READ_SIZE)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        worker.inbox += data
+        return bool(data)
+
+
+def _frames(buffer: bytearray) -> Iterator[bytes]:
+    """Cut complete messages off the front of the buffer: the framing of ``multiprocessing.connection``."""
+    start = 0
+    while len(buffer) - start >= _HEADER.size:
+        (size,) = _HEADER.unpack_from(buffer, start)
+        body = start + _HEADER.size
+        if size == -1:
+            if len(buffer) - body < _LONG_HEADER.size:
+                break
+            (size,) = _LONG_HEADER.unpack_from(buffer, body)
+            body += _LONG_HEADER.size
+        if len(buffer) - body < size:
+            break
+        yield bytes(buffer[body : body + size])
+        start = body + size
+    del buffer[:start]
+
+
+def describe_exit(exitcode: int | None) -> str:
+    """For people: by which signal, or with which code."""
+    if exitcode is None:
+        return "ended for an unknown reason"
+    if exitcode >= 0:
+        return f"exited with code {exitcode}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    return f"was killed by signal {-exitcode}"

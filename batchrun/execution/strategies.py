@@ -1,0 +1,213 @@
+"""How an order's items share transactions: one each, one for the chunk, one for the list, or none at all.
+
+one by one   each item its own transaction and mark
+together     a Session each, one transaction and one mark for all; any trouble: rolled back, then one by one
+batched      the task takes the list; a failing list is halved, in order, until single items are known
+reading      no transaction; one mark for what the order came to
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from batchrun.codec import Unstorable
+from batchrun.database.failures import Meaning
+from batchrun.database.gate import MarkMissed
+from batchrun.execution.attempt import ItemRunner
+from batchrun.execution.orders import Began, Ended, Message, Sent, Settled, Trouble, Unreadable, decode_items
+from batchrun.execution.recording import RUN_ENDING, Result, Row
+from batchrun.items import Item, OutcomeStatus
+from batchrun.ledger.marks import Spot
+
+FLUSH_S = 0.001
+"""How long settled items may stay unreported: a worker's death then leaves the parent in doubt about that much work."""
+
+BEGAN_S = 0.05
+
+
+class Reporter:
+    """Gathers what is settled and sends it, at once where items are slow, many in one message where they are not."""
+
+    def __init__(self, order: int, send: Callable[[Message], None], wants_values: bool) -> None:
+        self._order = order
+        self._send = send
+        self._values: list[Any] | None = [] if wants_values else None
+        self._wants_values = wants_values
+        self._troubles: list[Trouble] = []
+        self._count = 0
+        self._first = 0
+        self._flushed = time.monotonic()
+
+    def add(self, result: Result) -> None:
+        """One more item is settled."""
+        if result.state != "done":
+            self._troubles.append(Trouble(self._first + self._count, result.state, result.error, result.after))
+        if self._values is not None:
+            self._values.append(result.value)
+        self._count += 1
+        if time.monotonic() - self._flushed >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._count:
+            self._send(Settled(self._order, self._count, self._troubles, self._values))
+            self._first += self._count
+            self._count, self._troubles = 0, []
+            self._values = [] if self._wants_values else None
+        self._flushed = time.monotonic()
+
+
+class _FallBack(Exception):
+    """The items of a chunk cannot be committed together."""
+
+
+class OrderRunner:
+    """Runs orders in one thread and reports what becomes of their items."""
+
+    def __init__(self, runner: ItemRunner, send: Callable[[Message], None]) -> None:
+        self._runner = runner
+        self._send = send
+        options = runner.work.options
+        self._together = options.transaction == "chunk" and runner.work.has_session and not options.read_only
+        self._batched = options.batched
+        self._reading = options.read_only and runner.recorder is not None
+
+    def run(self, sent: Sent) -> None:
+        """Run an order as far as it goes; sends Settled messages and an Ended. Raises what ends the worker."""
+        began = time.monotonic()
+        try:
+            items = decode_items(sent.items)
+        except BaseException:  # foreign code in an item's __setstate__; sent one by one, only the guilty one fails
+            self._send(Unreadable(sent.id))
+            return
+        report = Reporter(sent.id, self._send, self._runner.work.wants_values)
+        try:
+            self._choose(sent, items)(sent, items, report)
+        finally:
+            report.flush()
+        self._send(Ended(sent.id, time.monotonic() - began))
+
+    def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], None]:
+        if sent.alone or len(items) == 1:
+            return self._one_by_one
+        if self._batched:
+            return self._in_batches
+        if self._together:
+            return self._in_one
+        return self._only_reading if self._reading else self._one_by_one
+
+    def _spot(self, sent: Sent, offset: int) -> Spot:
+        return Spot(sent.no, sent.pos + offset, sent.attempt, sent.retry, sent.base)
+
+    def _one_by_one(self, sent: Sent, items: list[Item], report: Reporter, first: int = 0) -> None:
+        runner = self._runner
+        for offset in range(first, len(items)):
+            if runner.stopping():
+                return
+            report.add(runner.one(self._spot(sent, offset), items[offset], sent.start + offset))
+
+    # All in one transaction.
+
+    def _in_one(self, sent: Sent, items: list[Item], report: Reporter) -> None:
+        runner = self._runner
+        mark = runner.marks.of_items(sent.no, sent.pos, len(items)) if runner.marks else None
+        try:
+            values = runner.in_transaction(mark, lambda: self._each(sent, items))
+        except RUN_ENDING:
+            raise
+        except _Stopped:
+            return
+        except (Exception, MarkMissed, SystemExit) as error:
+            runner.judge(error)  # clears what the next item must not see; who is guilty shows one by one
+            self._one_by_one(sent, items, report)
+            return
+        for value in values:
+            report.add(Result("done", value=value))
+
+    def _each(self, sent: Sent, items: list[Item]) -> list[Any]:
+        runner = self._runner
+        values = []
+        told = time.monotonic()
+        for offset, item in enumerate(items):
+            if runner.stopping():
+                raise _Stopped
+            if isinstance(item, Unstorable):
+                raise _FallBack
+            if runner.deadline.timeout_s is not None and time.monotonic() - told >= BEGAN_S:
+                told = time.monotonic()
+                self._send(Began(sent.id, offset))
+            context = runner.context(self._spot(sent, offset), item, sent.start + offset)
+            values.append(runner.call_in_session(item, context, final=False))
+            if runner.link is None or runner.link.gate.rolled_back:
+                raise _FallBack
+        return values
+
+    # The task takes the list.
+
+    def _in_batches(self, sent: Sent, items: list[Item], report: Reporter) -> None:
+        spans = [(0, len(items))]
+        again = True
+        while spans:
+            if self._runner.stopping():
+                return
+            low, high = spans.pop()
+            if high - low == 1:
+                self._one_by_one(sent, items[:high], report, low)
+                continue
+            try:
+                values = self._batch(sent, items, low, high)
+            except RUN_ENDING:
+                raise
+            except (Exception, MarkMissed, SystemExit) as error:
+                _, meaning = self._runner.judge(error)
+                passing = meaning in (Meaning.LOST, Meaning.CONFLICT, Meaning.RETRY) and not isinstance(error, MarkMissed)
+                middle = (low + high) // 2
+                spans += [(low, high)] if passing and again else [(middle, high), (low, middle)]
+                again = False
+                continue
+            again = True
+            self._add_values(values, high - low, report)
+
+    def _batch(self, sent: Sent, items: list[Item], low: int, high: int) -> Any:
+        runner = self._runner
+        given = items[low:high]
+        if any(isinstance(item, Unstorable) for item in given):
+            raise _FallBack
+        context = runner.context(self._spot(sent, low), given, sent.start + low)
+        if runner.work.options.read_only:
+            value = runner.only_reading(given, context)
+            if runner.recorder:
+                runner.recorder.mark_span(self._spot(sent, low), high - low, ())
+            return value
+        mark = runner.marks.of_items(sent.no, sent.pos + low, high - low) if runner.marks else None
+        return runner.in_transaction(mark, lambda: runner.call_in_session(given, context))
+
+    def _add_values(self, values: Any, count: int, report: Reporter) -> None:
+        single = not isinstance(values, list) or len(values) != count
+        for offset in range(count):
+            report.add(Result("done", value=values if single else values[offset]))
+
+    # Only reading.
+
+    def _only_reading(self, sent: Sent, items: list[Item], report: Reporter) -> None:
+        runner = self._runner
+        results: list[Result] = []
+        for offset, item in enumerate(items):
+            if runner.stopping():
+                break
+            results.append(runner.one(self._spot(sent, offset), item, sent.start + offset, recorded=False))
+        if results and runner.recorder:
+            rows = [
+                Row(self._spot(sent, n), items[n], result)
+                for n, result in enumerate(results)
+                if result.state != OutcomeStatus.DONE
+            ]
+            runner.recorder.mark_span(self._spot(sent, 0), len(results), rows)
+        for result in results:
+            report.add(result)
+
+
+class _Stopped(Exception):
+    """The run is stopping in the middle of a chunk that shares a transaction: all of it is rolled back."""

@@ -1,0 +1,49 @@
+"""What a worker needs to know, as one plain object that crosses once, when the worker starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from batchrun.database.engines import EngineSpec
+from batchrun.ledger.marks import MarksSpec
+from batchrun.options import RunOptions
+from batchrun.tasks import Task, TaskShape
+
+
+@dataclass(slots=True)
+class Work:
+    """The task and everything it runs with.
+
+    task_params: keyword arguments of the task. params: all parameters, for ``ctx``. engine: None = no database.
+    marks: None = an anonymous run. books: the ledger's engine where it is in another database than the work.
+    run_folder, turnstile_for: SQLite's lock files, and the identity of the database whose writers take turns. wants_values: somebody reads what tasks return.
+    captures_output: prints and log records go to the parent, which draws them above its bar.
+    """
+
+    run: str
+    job: str
+    task: Task
+    shape: TaskShape
+    options: RunOptions
+    engine: EngineSpec | None = None
+    marks: MarksSpec | None = None
+    books: EngineSpec | None = None
+    run_folder: Path | None = None
+    turnstile_for: str = ""
+    task_params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    initializer: Callable[..., Any] | None = None
+    wants_values: bool = False
+    captures_output: bool = False
+
+    @property
+    def has_session(self) -> bool:
+        return self.engine is not None and self.options.transaction != "none"
+
+    def application_name(self, worker: int) -> str:
+        """What the server shows for a worker's session; takeover and billing find leftovers by it."""
+        epoch = self.marks.epoch if self.marks else 1
+        return f"batchrun:{self.run[:8]}:{epoch}:{worker}:{self.job}"

@@ -1,0 +1,276 @@
+"""A worker process: what runs in the child, from its start to its end.
+
+    start    signals, orphan guards, the task, an engine of its own, the initializer   -> Ready, or Failed
+    loop     an order from the pipe -> its items, one after the other                   -> Settled ..., Ended
+    end      a Stop from the parent, or the end of the pipe: the parent is gone
+
+The main thread alone reads the pipe. With ``threads=N`` orders go to N threads; with one they run right here.
+A worker never imports typer or tqdm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+from batchrun.database.engines import WorkerEngine, abandon_inherited_engines, worker_engine
+from batchrun.database.failures import plain_error
+from batchrun.database.turnstile import Turnstile
+from batchrun.errors import BatchrunError
+from batchrun.execution.attempt import ItemRunner
+from batchrun.execution.link import Refused, Stopping
+from batchrun.execution.orders import Failed, Message, Ready, Said, Sent, Stop
+from batchrun.execution.strategies import OrderRunner
+from batchrun.execution.work import Work
+from batchrun.ledger.marks import Corrupt, Fenced
+
+POLL_S = 0.01
+"""How often the one-threaded worker looks for a Stop between items; a look costs as much as a small item."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def worker_main(connection: Connection, number: int, folder: str | None, blob: bytes, inherited: bool) -> None:
+    """Run a worker until it is told to stop. ``inherited``: started by fork, so the parent's engines are here too."""
+    guard_against_orphanhood()
+    ignore_signals()
+    if inherited:
+        abandon_inherited_engines()
+    send = _sender(connection)
+    try:
+        work, runners, close = _prepare(number, folder, blob, connection, send)
+    except BaseException as error:
+        _tell_failure(send, error)
+        return
+    send(Ready(os.getpid()))
+    try:
+        runners(work)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone; there is nobody to tell
+    except BaseException as error:
+        _tell_failure(send, error)
+    finally:
+        with contextlib.suppress(Exception):
+            close()
+
+
+def guard_against_orphanhood() -> None:
+    """Die with the parent, whatever it dies of, even in a loop in C that holds the interpreter's lock.
+
+    PDEATHSIG watches the process that forked us. Under forkserver that is the fork server, which lives for as long
+    as anybody holds its pipe: we let our copy go, so that the parent's death ends it, and its death us.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    from multiprocessing import forkserver
+
+    server: Any = forkserver._forkserver
+    alive = getattr(server, "_forkserver_alive_fd", None)
+    if alive is not None and getattr(server, "_forkserver_pid", None) is None:
+        os.close(alive)
+        server._forkserver_alive_fd = None
+
+
+def ignore_signals() -> None:
+    """Ctrl-C and a stopping service reach the whole group; the parent alone decides what they mean."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_IGN)
+
+
+def _sender(connection: Connection) -> Callable[[Message], None]:
+    lock = threading.Lock()
+
+    def send(message: Message) -> None:
+        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        with lock:
+            connection.send_bytes(data)
+
+    return send
+
+
+def _prepare(
+    number: int, folder: str | None, blob: bytes, connection: Connection, send: Callable[[Message], None]
+) -> tuple[Work, Callable[[Work], None], Callable[[], None]]:
+    if folder is not None:
+        from batchrun.loading import install_jobs_package
+
+        install_jobs_package(Path(folder))
+    work: Work = pickle.loads(blob)
+    if work.captures_output:
+        from batchrun.execution.output import capture
+
+        capture(send)
+    parts = Parts(work, number)
+    inbox = Inbox(connection)
+    state = parts.start()
+
+    def run(work: Work) -> None:
+        if work.options.threads == 1:
+            _run_here(parts, state, inbox, send)
+        else:
+            _run_in_threads(parts, state, inbox, send)
+
+    return work, run, parts.close
+
+
+class Parts:
+    """What a worker holds for its lifetime: engines and the initializer's state."""
+
+    def __init__(self, work: Work, number: int) -> None:
+        self.work = work
+        self._name = work.application_name(number)
+        self.engine = self._engine(work.engine)
+        self.books = self._engine(work.books)
+        self._rest: Iterator[Any] | None = None
+
+    def _engine(self, spec: Any) -> WorkerEngine | None:
+        if spec is None:
+            return None
+        options = self.work.options
+        folder = self.work.run_folder
+        turnstile = None
+        if folder is not None and spec.identity == self.work.turnstile_for:
+            turnstile = functools.partial(Turnstile, folder)
+        read_only = options.read_only and spec is self.work.engine
+        return worker_engine(spec, threads=options.threads, application_name=self._name, read_only=read_only, turnstile=turnstile)
+
+    def start(self) -> Any:
+        """Call the initializer; what it returns, or yields first, is the state of every task."""
+        initializer = self.work.initializer
+        if initializer is None:
+            return None
+        state = initializer()
+        if isinstance(state, Iterator) and hasattr(state, "send"):
+            self._rest = state
+            state = next(state)
+        return state
+
+    def runner(
+        self, state: Any, pause: Callable[[float], bool], notice: Callable[[str], None], *, inline: bool = False
+    ) -> ItemRunner:
+        """One thread's ItemRunner. Each has its own place in the turnstile."""
+        return ItemRunner(self.work, self.engine, self.books, state, pause=pause, notice=notice, inline=inline)
+
+    def close(self) -> None:
+        """Run the rest of an initializer that yielded, and close connections."""
+        if self._rest is not None:
+            next(self._rest, None)
+        for engine in (self.engine, self.books):
+            if engine is not None:
+                engine.engine.dispose()
+
+
+class Inbox:
+    """What the parent sent, read by the main thread alone."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._waiting: deque[Any] = deque()
+        self._looked = 0.0
+        self.stopping = False
+
+    def next(self) -> Any:
+        """Wait for the next order or Stop. Raises EOFError when the parent is gone."""
+        if not self._waiting:
+            self._read()
+        return self._waiting.popleft()
+
+    def pause(self, wait_s: float) -> bool:
+        """Wait a while; True as soon as the run is stopping. ``pause(0)`` between items costs next to nothing."""
+        now = time.monotonic()
+        if wait_s == 0 and now - self._looked < POLL_S:
+            return self.stopping
+        self._looked = now
+        if self._connection.poll(wait_s):
+            self._read()
+        return self.stopping
+
+    def _read(self) -> None:
+        message = pickle.loads(self._connection.recv_bytes())
+        self.stopping = self.stopping or isinstance(message, Stop)
+        self._waiting.append(message)
+
+
+def _run_here(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Message], None]) -> None:
+    orders = OrderRunner(parts.runner(state, inbox.pause, _notice(send)), send)
+    while isinstance(message := inbox.next(), Sent):
+        orders.run(message)
+
+
+def _run_in_threads(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Message], None]) -> None:
+    """Hand orders to threads; each has a connection and a gate of its own."""
+    waiting: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
+    stopping = threading.Event()
+    threads = [
+        threading.Thread(target=_thread, args=(parts, state, waiting, stopping, send), name=f"batchrun-{n}", daemon=True)
+        for n in range(parts.work.options.threads)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        while isinstance(message := inbox.next(), Sent):
+            waiting.put(message)
+    finally:
+        stopping.set()
+        for _ in threads:
+            waiting.put(None)
+    for thread in threads:
+        thread.join()
+
+
+def _thread(parts: Parts, state: Any, waiting: Any, stopping: threading.Event, send: Callable[[Message], None]) -> None:
+    def pause(wait_s: float) -> bool:
+        return stopping.wait(wait_s) if wait_s else stopping.is_set()
+
+    try:
+        orders = OrderRunner(parts.runner(state, pause, _notice(send)), send)
+        while (sent := waiting.get()) is not None and not stopping.is_set():
+            orders.run(sent)
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)  # the parent is gone; the main thread may be waiting for this one
+    except BaseException as error:
+        _tell_failure(send, error)
+
+
+def _notice(send: Callable[[Message], None]) -> Callable[[str], None]:
+    return lambda text: send(Said("WARNING", text))
+
+
+def _tell_failure(send: Callable[[Message], None], error: BaseException) -> None:
+    if failure := failure_of(error):
+        with contextlib.suppress(OSError, ValueError):
+            send(failure)
+
+
+def failure_of(error: BaseException) -> Failed | None:
+    """Why a worker cannot work. None when the run is stopping anyway."""
+    if isinstance(error, Stopping):
+        return None
+    if isinstance(error, Fenced):
+        return Failed("fenced", str(error))
+    if isinstance(error, Corrupt):
+        return Failed("corrupt", str(error))
+    if isinstance(error, Refused):
+        return Failed("database", str(error))
+    told = plain_error(error)
+    if isinstance(error, BatchrunError):
+        return Failed("job", told.message)
+    return Failed(
+        "database" if isinstance(error, DBAPIError) else "job", f"{told.type}: {told.message}\n{told.traceback}".strip()
+    )

@@ -1,0 +1,470 @@
+"""Opening a run: from what the caller gave to a RunPlan that the runner can carry out.
+
+check     the task's shape, what it closes over, the options                nothing is touched yet
+connect   the parent's engines; the ledger's tables, made on first use      DatabaseError, exit 6
+source    the items function, the fingerprint, the upper bound
+own       a new run's row, or another's taken over                          AlreadyRunning, exit 75; RunChanged, exit 2
+plan      open chunks, waiting retries, the reader behind the frontier, the executor
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from batchrun.books import AnonymousBook, Book, DurableBook
+from batchrun.chunks import Feed
+from batchrun.codec import dump
+from batchrun.database.connecting import check_reachable
+from batchrun.database.engines import EngineSpec, control_engine, source_engine
+from batchrun.database.failures import is_driver_error
+from batchrun.database.runfolder import AliveLock, run_folder
+from batchrun.database.turnstile import OwnerTurn
+from batchrun.database.urls import sqlite_file
+from batchrun.errors import AlreadyRunning, BatchrunError, ConfigError, DatabaseError, JobError, RunChanged
+from batchrun.events import Observer, RunOpened
+from batchrun.execution.inline import InlineExecutor
+from batchrun.execution.orders import Order
+from batchrun.execution.packing import check_crossing, pack_work
+from batchrun.execution.pool import LocalPool
+from batchrun.execution.processes import Launcher
+from batchrun.execution.work import Work
+from batchrun.jobs import Job
+from batchrun.ledger import liveness, schema
+from batchrun.ledger.marks import MarksSpec
+from batchrun.ledger.owner import Busy, NewRun, Owner
+from batchrun.ledger.reading import Reading, StoredRun
+from batchrun.loading import code_fingerprint, run_items
+from batchrun.options import OPTION_NAMES, FailureLimit, RunOptions
+from batchrun.parameters import dump_params, split_call
+from batchrun.runner import Executor, RunPlan, StopRequest
+from batchrun.runs import Counts, Report, new_run_id
+from batchrun.sources.coerce import as_source
+from batchrun.sources.source import Source, SourceContext
+from batchrun.tasks import task_shape
+
+TAKEOVER_S = 60.0
+"""How long a takeover waits for what an older owner left: its sessions, its workers' transactions."""
+
+DUE_PAGE = 1000
+
+
+@dataclass(slots=True)
+class Call:
+    """Everything a caller can say about a run.
+
+    items: an iterable or source given directly; None = the job's own items function. run: the id of a run to go on
+    with. retried: put failed items back first. fresh: always open a new run, refused while another of the same job and
+    parameters is running.
+    """
+
+    job: Job
+    options: RunOptions
+    folder: Path
+    items: Any = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    database: EngineSpec | None = None
+    ledger: EngineSpec | None = None
+    schema: str | None = None
+    name: str | None = None
+    run: str | None = None
+    fresh: bool = False
+    retried: bool = False
+    continue_unfinished: bool = False
+    accept_changes: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
+    wants_results: bool = False
+    wants_outcomes: bool = False
+    captures_output: bool = False
+    observers: Sequence[Observer] = ()
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def durable(self) -> bool:
+        return self.name is not None or self.run is not None or self.fresh
+
+    @property
+    def has_session(self) -> bool:
+        return self.database is not None and self.options.transaction != "none"
+
+    @property
+    def guarantee(self) -> str:
+        """Exactly once needs the mark in the transaction of the work: one database, a session that writes."""
+        same = self.ledger is None or (self.database is not None and self.ledger.identity == self.database.identity)
+        exact = self.durable and self.has_session and not self.options.read_only and same
+        return "exactly-once" if exact else "at-least-once"
+
+
+def check(call: Call) -> None:
+    """Refuse what cannot work, before anything is touched."""
+    task_shape(call.job.task, has_session=call.has_session)
+    check_crossing(call.job.task)
+    if call.job.initializer is not None:
+        check_crossing(call.job.initializer, what="The initializer")
+    if call.name is not None and call.wants_results:
+        raise ConfigError("results=True cannot be combined with name=: a run that continues has no results of its earlier parts.")
+    if call.durable and call.database is None and call.ledger is None:
+        raise ConfigError("A named run is recorded in a database: give database= (or ledger= for a task without one).")
+    if call.items is None and call.job.items is None:
+        raise ConfigError(f"There are no items: pass items=, or give job {call.job.name} an items function.")
+
+
+@contextmanager
+def opened(call: Call) -> Iterator[RunPlan | Report]:
+    """Open the run. Yields a plan, or the report of a run that has nothing left to do."""
+    check(call)
+    with ExitStack() as stack:
+        try:
+            yield _Opening(call, stack).plan()
+        except SQLAlchemyError as error:
+            if is_driver_error(getattr(error, "orig", None) or error):
+                raise DatabaseError(f"The database refused: {getattr(error, 'orig', error)}") from error
+            raise
+
+
+class _Opening:
+    """The steps of opening one run; what must be closed again goes on the stack."""
+
+    def __init__(self, call: Call, stack: ExitStack) -> None:
+        self._call = call
+        self._stack = stack
+        self._run = call.run or new_run_id()
+        self._reading: Reading | None = None
+
+    def plan(self) -> RunPlan | Report:
+        call = self._call
+        engine = self._connect(call.database, source_engine) if call.database else None
+        if not call.durable:
+            return self._anonymous(engine)
+        ledger = self._connect(call.ledger or call.database, control_engine)
+        tables = schema.ensure(ledger, call.schema)
+        self._reading = Reading(ledger, tables)
+        stored = self._stored()
+        if stored is not None and stored.is_finished and not call.retried:
+            return self._finished(stored)
+        self._run = stored.id if stored else self._run
+        owner = Owner(ledger, tables, self._run)
+        self._lock_folder(owner)
+        return self._durable(engine, owner, stored)
+
+    def _connect(self, spec: EngineSpec | None, make: Callable[..., Engine]) -> Engine:
+        assert spec is not None
+        role = "source" if make is source_engine else "owner"
+        engine = make(spec, application_name=f"batchrun-{role}:{self._run[:8]}:{self._call.job.name}")
+        self._stack.callback(engine.dispose)
+        check_reachable(engine)
+        return engine
+
+    # Which run.
+
+    def _stored(self) -> StoredRun | None:
+        """The run to go on with, if there is one. Raises AlreadyRunning when somebody lives in it."""
+        call, reading = self._call, self._reading
+        assert reading is not None
+        stored = None
+        if call.run is not None:
+            stored = reading.stored(call.run)
+        elif call.name is not None:
+            stored = reading.stored_by_name(call.name)
+        elif call.continue_unfinished:
+            mine = self._params_text()
+            same = (found for found in reading.stored_of_job(call.job.name) if json.dumps(found.params, sort_keys=True) == mine)
+            stored = next(same, None)
+        if stored is not None:
+            self._refuse_if_alive(stored)
+        return stored
+
+    def _refuse_if_alive(self, stored: StoredRun) -> None:
+        assert self._reading is not None
+        if not self._reading.is_alive(stored):
+            return
+        owner = liveness.parse(stored.owner)
+        who = owner.shown if owner else "another process"
+        raise AlreadyRunning(
+            f"Job {stored.job} is already running: run {stored.id} belongs to {who}, which was heard of {stored.silent_s:.0f} s ago. "
+            f"Wait for it, or stop it with Ctrl-C or SIGTERM; `batchrun show {stored.id}` tells how far it is."
+        )
+
+    def _refuse_second(self) -> None:
+        """A new run of a job is refused while one with the same parameters is running."""
+        assert self._reading is not None
+        mine = self._params_text()
+        for stored in self._reading.stored_of_job(self._call.job.name):
+            if json.dumps(stored.params, sort_keys=True) == mine:
+                self._refuse_if_alive(stored)
+
+    def _params_text(self) -> str:
+        return json.dumps(dump_params(self._call.job, self._call.params), sort_keys=True)
+
+    def _finished(self, stored: StoredRun) -> Report:
+        """A finished run has its report in the ledger."""
+        from batchrun.items import ItemError, Outcome, OutcomeStatus
+
+        assert self._reading is not None
+        failures = tuple(
+            Outcome(row.item, OutcomeStatus(row.state), None, ItemError(row.error_class, row.message, row.sqlstate), row.attempts)
+            for row in self._reading.troubled(stored.id, 1000)
+        )
+        counts = self._reading.counts(stored.id)
+        return Report(
+            stored.id, stored.name, stored.job, stored.status, counts, 0.0, 0, stored.guarantee, failures, None,
+            "this run had ended before; nothing was done",
+        )  # fmt: skip
+
+    # SQLite's lock files.
+
+    def _lock_folder(self, owner: Owner | None) -> None:
+        """On SQLite the owner's liveness is a lock on a file, and writers take turns at three others."""
+        spec = self._call.ledger or self._call.database
+        if spec is None or not spec.is_sqlite or spec.url is None:
+            return
+        folder = run_folder(sqlite_file(spec.url), self._run)
+        try:
+            lock = AliveLock(folder)
+        except OSError as error:
+            raise DatabaseError(
+                f"The folder of the SQLite database cannot be written: {error}. Put the database where you may write."
+            ) from None
+        if not lock.take():
+            raise AlreadyRunning(f"Run {self._run} is being run by another process on this machine.")
+        self._stack.callback(lock.release, remove=True)
+        if owner is not None:
+            owner.turn = OwnerTurn(folder)
+            self._stack.callback(owner.turn.close)
+
+    def _run_folder(self) -> tuple[Path | None, str]:
+        spec = self._call.ledger or self._call.database
+        if spec is None or not spec.is_sqlite or spec.url is None:
+            return None, ""
+        return run_folder(sqlite_file(spec.url), self._run), spec.identity
+
+    # The source.
+
+    def _source(self, engine: Engine | None) -> tuple[Source, SourceContext]:
+        call = self._call
+        context = SourceContext(engine, call.folder, call.durable)
+        found = call.items
+        if found is None:
+            items_params, _ = split_call(call.job, call.params)
+            found = self._items(engine, items_params)
+        return as_source(found), context
+
+    def _items(self, engine: Engine | None, params: Mapping[str, Any]) -> Any:
+        """Call the items function. Its session is committed when it returns; a generator's stays open while it is read."""
+        session = Session(engine) if engine is not None else None
+        if session is not None:
+            self._stack.callback(session.close)
+        try:
+            found = run_items(self._call.job, session, params)
+        except BatchrunError:
+            raise
+        except SQLAlchemyError as error:
+            raise DatabaseError(f"The items function of {self._call.job.name} was refused by the database: {error}") from error
+        except Exception as error:
+            raise JobError(f"The items function of {self._call.job.name} raised {type(error).__name__}: {error}") from error
+        if session is not None and not isinstance(found, Iterator):
+            session.commit()
+            session.close()
+        return found
+
+    def _fingerprint(self, source: Source, context: SourceContext) -> dict[str, str]:
+        call = self._call
+        code = replace(call.job, items=None) if call.items is not None else call.job
+        return {"code": code_fingerprint(code), "parameters": self._params_text(), **source.fingerprint(context)}
+
+    # Plans.
+
+    def _anonymous(self, engine: Engine | None) -> RunPlan:
+        call = self._call
+        self._lock_folder(None)
+        source, context = self._source(engine)
+        bound = source.bound(context)
+        total = source.total(context, bound)
+        feed = Feed(source.read(context, None, bound), limit=call.options.limit, total=total)
+        plan = self._put_together(AnonymousBook(self._run), feed, Counts(), None)
+        self._announce(plan, resumed=False)
+        return plan
+
+    def _durable(self, engine: Engine | None, owner: Owner, stored: StoredRun | None) -> RunPlan:
+        call, reading = self._call, self._reading
+        assert reading is not None
+        source, context = self._source(engine)
+        if hasattr(source, "accept_changes"):
+            source.accept_changes = call.accept_changes
+        fingerprint = self._fingerprint(source, context)
+        if stored is None:
+            stored = self._create(owner, source, context, fingerprint)
+            resumed = False
+        else:
+            self._check_changes(stored, fingerprint)
+            self._take_over(owner, stored, fingerprint)
+            resumed = True
+        counts = reading.counts(stored.id)
+        options = replace(call.options, limit=stored.options.get("limit"))
+        reader = None if stored.sealed else source.read(context, stored.cursor, stored.bound)
+        feed = Feed(reader, limit=options.limit, total=stored.total, taken=counts.planned)
+        plan = self._put_together(DurableBook(owner, reading), feed, counts, owner)
+        plan.next_no = stored.next_no
+        if resumed:
+            self._pick_up(plan, owner, reading)
+        self._announce(plan, resumed=resumed)
+        return plan
+
+    def _create(self, owner: Owner, source: Source, context: SourceContext, fingerprint: dict[str, str]) -> StoredRun:
+        call, reading = self._call, self._reading
+        assert reading is not None
+        bound = source.bound(context)
+        new = NewRun(
+            id=self._run, job=call.job.name, name=call.name, fingerprint=json.dumps(fingerprint), params=self._params_text(),
+            options=self._options_text(), guarantee=call.guarantee, workers=self._workers(None), bound=None if bound is None else dump(bound),
+            total=source.total(context, bound),
+        )  # fmt: skip
+        _insistently(lambda: owner.create(new, self._refuse_second if call.fresh else None))
+        made = reading.stored(self._run)
+        assert made is not None
+        return made
+
+    def _options_text(self) -> str:
+        options = {name: _shown(getattr(self._call.options, name)) for name in OPTION_NAMES}
+        return json.dumps({**options, "given": {name: _shown(value) for name, value in self._call.given.items()}})
+
+    def _check_changes(self, stored: StoredRun, fingerprint: Mapping[str, str]) -> None:
+        """A resume over changed input, parameters or code is refused, and says what changed."""
+        call = self._call
+        ignored = {"code"} if call.retried else set()
+        names = [name for name in {**stored.fingerprint, **fingerprint} if stored.fingerprint.get(name) != fingerprint.get(name)]
+        changed = [name for name in names if name not in ignored]
+        if not changed or call.accept_changes:
+            return
+        what = "; ".join(_difference(name, stored.fingerprint.get(name), fingerprint.get(name)) for name in changed)
+        raise RunChanged(
+            f"Run {stored.id} of {stored.job} cannot simply go on, because something changed since it began: {what}. What is settled "
+            "stays as it is. Go on with --accept-changes (accept_changes=True) if the rest may run with what is there now, "
+            "or start a new run."
+        )
+
+    def _take_over(self, owner: Owner, stored: StoredRun, fingerprint: dict[str, str]) -> None:
+        _insistently(lambda: owner.take_over(stored.epoch))
+        _insistently(owner.end_older_sessions)
+        if fingerprint != stored.fingerprint:
+            options = json.dumps(dict(stored.options))
+            _insistently(lambda: owner.accept(json.dumps(fingerprint), options))
+
+    def _pick_up(self, plan: RunPlan, owner: Owner, reading: Reading) -> None:
+        """What an earlier owner left: open chunks, and items that wait for another try."""
+        cut_off = "retry" if self._call.options.idempotent else "unknown"
+        left = _insistently(lambda: owner.adopt(cut_off=cut_off), again=owner.end_older_sessions)
+        for chunk in left:
+            if chunk.pos < chunk.size:
+                items = reading.payload(owner.run, chunk.no)[chunk.pos :]
+                plan.open_orders.append(Order(chunk.no, chunk.pos, items, alone=chunk.deaths > 0, deaths=chunk.deaths))
+        through = [chunk.no for chunk in left if chunk.pos >= chunk.size]
+        if through:
+            _insistently(lambda: owner.end_chunks(through))
+        if self._call.retried:
+            _insistently(lambda: owner.requeue(("failed", "quarantined", "unknown")))
+        counts = reading.counts(owner.run)
+        for name in ("planned", "done", "failed", "skipped", "quarantined", "unknown", "retries"):
+            setattr(plan.counts, name, getattr(counts, name))
+        plan.more_retries = lambda known: _due(reading, owner.run, known)
+        plan.retries = plan.more_retries(set())
+
+    def _workers(self, total: int | None) -> int:
+        wanted = self._call.options.workers
+        if wanted is None:
+            usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            wanted = max(1, usable)
+        return wanted if total is None or wanted == 0 else max(1, min(wanted, total))
+
+    def _put_together(self, book: Book, feed: Feed, counts: Counts, owner: Owner | None) -> RunPlan:
+        call = self._call
+        workers = self._workers(feed.total)
+        work = self._work(owner)
+        executor: Executor
+        if call.options.workers == 0:
+            executor = InlineExecutor(work, lambda: call.stop.level > 0)
+        else:
+            executor = LocalPool(
+                Launcher(call.options.start_method, call.job.folder, pack_work(work)), workers, call.options.threads
+            )
+        return RunPlan(
+            job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book, feed=feed,
+            executor=executor, counts=counts, wants_results=call.wants_results, wants_outcomes=call.wants_outcomes,
+            has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers),
+        )  # fmt: skip
+
+    def _work(self, owner: Owner | None) -> Work:
+        call = self._call
+        own = {name for name in task_shape(call.job.task, has_session=call.has_session).params}
+        _, task_params = split_call(call.job, call.params)
+        folder, identity = self._run_folder()
+        separate = call.ledger is not None and (call.database is None or call.ledger.identity != call.database.identity)
+        none_mode = owner is not None and not call.has_session
+        return Work(
+            run=self._run, job=call.job.name, task=call.job.task, shape=task_shape(call.job.task, has_session=call.has_session),
+            options=call.options, engine=call.database if call.has_session or (none_mode and not separate) else None,
+            marks=MarksSpec(owner.run, owner.epoch, call.schema) if owner else None, books=call.ledger if owner and separate else None,
+            run_folder=folder, turnstile_for=identity, task_params={name: value for name, value in task_params.items() if name in own},
+            params=dict(call.params), initializer=call.job.initializer, wants_values=call.wants_results or call.wants_outcomes,
+            captures_output=call.captures_output and call.options.workers != 0,
+        )  # fmt: skip
+
+    def _announce(self, plan: RunPlan, *, resumed: bool) -> None:
+        opened = RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed)
+        for observer in plan.observers:
+            observer(opened)
+
+
+def _due(reading: Reading, run: str, known: set[tuple[int, int]]) -> list[tuple[float, Order]]:
+    now = time.monotonic()
+    return [
+        (now + row.due_in_s, Order(row.no, row.pos, [row.item], attempt=row.attempts + 1, base=row.base, retry=True, alone=True))
+        for row in reading.due(run, DUE_PAGE, list(known))
+    ]
+
+
+def _insistently(step: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
+    """Repeat a step of the ledger while it is busy: zombies of an older owner end within seconds."""
+    until = time.monotonic() + TAKEOVER_S
+    while True:
+        try:
+            return step()
+        except Busy as busy:
+            if time.monotonic() > until:
+                raise DatabaseError(f"The ledger could not be written for {TAKEOVER_S:.0f} s: {busy}") from None
+            logging.getLogger("batchrun").debug("the ledger is busy: %s", busy)
+            time.sleep(0.02)
+            if again:
+                again()
+
+
+def _difference(name: str, old: str | None, new: str | None) -> str:
+    if name == "code":
+        return "the code of the task or the items function"
+    return f"{name} was {_short(old)}, is {_short(new)}"
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "not there"
+    return repr(text if len(text) <= 120 else text[:117] + "...")
+
+
+def _shown(value: Any) -> Any:
+    """An option as JSON holds it."""
+    if isinstance(value, FailureLimit):
+        return str(value)
+    if isinstance(value, tuple):
+        return [f"{kind.__module__}.{kind.__qualname__}" for kind in value]
+    return value

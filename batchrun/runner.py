@@ -1,0 +1,429 @@
+"""One run, from open to report.
+
+    source --take--> Feed --cut--> Book (the ledger, or nothing) --order--> Executor --> workers
+                                                                               |
+       report <-- counts, failures <-- settle <-- Settled / Ended / Died ------+
+                                         |
+                       retries wait here, holding no worker; what a dead worker had goes back to the front
+
+The loop is obey, fill, listen, bury, checkpoint: in that order down this file. It runs in one thread, blocks nowhere
+but in ``listen``, and can be killed at any line: what is cut is in the ledger before it is sent, and what is done was
+marked by the worker in the transaction that did it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from batchrun.books import Book
+from batchrun.burials import Burials
+from batchrun.chunks import ChunkSizer, Feed
+from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
+from batchrun.events import Event, Notice, Observer, Progressed, RunEnded, TaskOutput
+from batchrun.execution.orders import Ended, Failed, Order, Said, Settled, Unreadable
+from batchrun.execution.pool import Died, Heard, Worker
+from batchrun.items import Item, Outcome
+from batchrun.ledger.liveness import HEARTBEAT_S
+from batchrun.ledger.owner import Busy
+from batchrun.options import RunOptions
+from batchrun.runs import Counts, Report, RunStatus
+from batchrun.settling import Settling
+
+WAIT_S = 0.1
+BUSY_WAIT_S = 0.005
+CHECKPOINT_S = 1.0
+MOST_WAITING = 10_000
+"""Items that wait for a retry before cutting pauses, so that the parent's memory stays flat."""
+
+
+class Executor(Protocol):
+    """Where orders run: inline, or in processes of this machine."""
+
+    @property
+    def alive(self) -> int: ...
+    def start(self) -> None: ...
+    def room(self) -> int: ...
+    def submit(self, order: Order) -> bool: ...
+    def resend(self, worker: int, order: Order) -> None: ...
+    def wait(self, timeout_s: float) -> Iterator[Heard | Died]: ...
+    def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]: ...
+    def kill(self, worker: Worker) -> None: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Asks a run to end: the first request lets running items finish, the second ends at once.
+
+    reason: a word for the note, such as "SIGTERM". Safe to call from a signal handler.
+    """
+
+    level: int = 0
+    reason: str = ""
+
+    def request(self, reason: str) -> None:
+        self.level += 1
+        self.reason = self.reason or reason
+
+
+@dataclass(slots=True)
+class RunPlan:
+    """What a run consists of, put together by the API."""
+
+    job: str
+    name: str | None
+    options: RunOptions
+    workers: int
+    guarantee: str
+    book: Book
+    feed: Feed
+    executor: Executor
+    counts: Counts = field(default_factory=Counts)
+    next_no: int = 0
+    open_orders: list[Order] = field(default_factory=list)
+    retries: list[tuple[float, Order]] = field(default_factory=list)
+    more_retries: Callable[[set[tuple[int, int]]], list[tuple[float, Order]]] | None = None
+    wants_results: bool = False
+    wants_outcomes: bool = False
+    has_database: bool = True
+    stop: StopRequest = field(default_factory=StopRequest)
+    observers: tuple[Observer, ...] = ()
+
+
+class Runner:
+    """Carries a RunPlan out. ``steps`` yields outcomes as they come in; ``report`` holds afterwards."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._book, self._feed, self._executor = plan.book, plan.feed, plan.executor
+        self._sizer = ChunkSizer(
+            plan.workers * plan.options.threads, has_database=plan.has_database, batched=plan.options.batched
+        )
+        self._ready: deque[Order] = deque(plan.open_orders)
+        self._sequence = itertools.count()
+        self._waiting: list[tuple[float, int, Order]] = []
+        self._uncut: list[list[Item]] = []
+        self._ended: list[int] = []
+        self._in_flight = 0
+        self._next_no = plan.next_no
+        self._index = 0
+        self._sealed = False
+        self._began = time.monotonic()
+        self._checkpointed = self._beaten = self._began
+        self._stopping_since: float | None = None
+        self._told: dict[str, float] = {}
+        self._failure: BatchrunError | None = None
+        self._settling = Settling(plan, self._emit, self._wait_for_retry)
+        self._burials = Burials(plan, self._settling, self._emit, self._back)
+        self.report: Report | None = None
+        self.was_interrupted = False
+        for due, order in plan.retries:
+            self._wait_for_retry(order, due - time.monotonic())
+
+    def steps(self) -> Iterator[list[Outcome]]:
+        """Run to the end, yielding what was settled since the last time. Raises what keeps the run from going on."""
+        try:
+            self._executor.start()
+            while not self._is_over():
+                try:
+                    self._obey()
+                    self._fill()
+                    self._listen()
+                    self._bury()
+                    self._checkpoint()
+                except KeyboardInterrupt:
+                    self.was_interrupted = True
+                    self._plan.stop.request("Ctrl-C")
+                if outcomes := self._settling.take_outcomes():
+                    yield outcomes
+            yield from self._end()
+        except GeneratorExit:
+            self._plan.stop.request("the iterator was closed")
+            self._close_early()
+            raise
+        except KeyboardInterrupt:
+            self._plan.stop.request("Ctrl-C")
+            self._close_early()
+            raise
+        finally:
+            self._executor.close()
+            self._feed.close()
+
+    # Obey: what people ask, and what the limits say.
+
+    def _obey(self) -> None:
+        if self._settling.is_over_limit() or self._feed.error or self._plan.stop.level:
+            self._begin_stopping()
+
+    def _begin_stopping(self) -> None:
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+            self._executor.stop()
+            if self._plan.stop.level:
+                self._emit(Notice("WARNING", f"Stopping ({self._plan.stop.reason}): running items may finish."))
+
+    def _is_over(self) -> bool:
+        if self._failure is not None or self._plan.stop.level > 1:
+            return True
+        if self._stopping_since is not None:
+            late = time.monotonic() - self._stopping_since > self._plan.options.grace
+            return late or (self._in_flight == 0 and not self._burials.pending)
+        nothing_left = not (self._ready or self._waiting or self._uncut or self._in_flight or self._burials.pending)
+        return nothing_left and self._feed.exhausted and not self._more_retries()
+
+    # Fill: give every worker something to do.
+
+    def _fill(self) -> None:
+        if self._stopping_since is not None:
+            return
+        now = time.monotonic()
+        while self._waiting and self._waiting[0][0] <= now:
+            self._ready.append(heapq.heappop(self._waiting)[2])
+        room = self._executor.room()
+        wanted = room - len(self._ready)
+        if wanted > 0 and len(self._waiting) < MOST_WAITING:
+            self._cut(wanted)
+        while room > 0 and self._ready and self._submit(self._ready[0]):
+            self._ready.popleft()
+            room -= 1
+
+    def _submit(self, order: Order) -> bool:
+        if not self._executor.submit(order):
+            return False
+        self._in_flight += 1
+        self._sizer.weigh(len(order.items), order.weight)
+        return True
+
+    def _cut(self, pieces: int) -> None:
+        """Take items and record them before anything is sent. What could not be recorded yet is kept, not taken again."""
+        with _Later(self):
+            if not self._uncut:
+                self._uncut = self._feed.take(self._sizer, pieces)
+            if not self._uncut:
+                return
+            self._book.cut(self._next_no, self._uncut, self._feed.cursor)
+            for piece in self._uncut:
+                self._ready.append(Order(self._next_no, 0, piece, self._index))
+                self._next_no += 1
+                self._index += len(piece)
+                self._settling.planned(len(piece))
+            self._uncut = []
+
+    def _more_retries(self) -> bool:
+        """A resume reads waiting items from the ledger a page at a time."""
+        if self._plan.more_retries is None:
+            return False
+        found = self._plan.more_retries({(order.no, order.pos) for _, _, order in self._waiting})
+        for due, order in found:
+            self._wait_for_retry(order, due - time.monotonic())
+        return bool(found)
+
+    def _wait_for_retry(self, order: Order, after_s: float) -> None:
+        heapq.heappush(self._waiting, (time.monotonic() + after_s, next(self._sequence), order))
+
+    def _back(self, order: Order, *, first: bool = True) -> None:
+        """Work that a worker did not get to."""
+        if order.items:
+            self._ready.appendleft(order) if first else self._ready.append(order)
+
+    # Listen: the only place that waits.
+
+    def _listen(self) -> None:
+        for happened in self._executor.wait(self._patience()):
+            if isinstance(happened, Died):
+                self._in_flight -= len(happened.running) + len(happened.queued)
+                for order in reversed(happened.queued):
+                    self._back(order.rest())
+                self._burials.add(happened)
+            else:
+                self._hear(happened)
+        self._kill_overdue()
+
+    def _patience(self) -> float:
+        if self._burials.pending or self._uncut:
+            return BUSY_WAIT_S
+        if self._waiting and self._stopping_since is None:
+            return min(WAIT_S, max(0.0, self._waiting[0][0] - time.monotonic()))
+        return WAIT_S
+
+    def _hear(self, heard: Heard) -> None:
+        message, order = heard.message, heard.order
+        if isinstance(message, Settled) and order is not None:
+            self._settling.settled(order, message)
+            self._emit(Progressed(self._plan.counts, self._feed.total))
+        elif isinstance(message, Ended) and order is not None:
+            self._over(order, message)
+        elif isinstance(message, Unreadable) and order is not None:
+            self._executor.resend(heard.worker, order)
+        elif isinstance(message, Said):
+            self._say(message)
+        elif isinstance(message, Failed):
+            self._failure = self._failure or _as_error(message)
+
+    def _over(self, order: Order, message: Ended) -> None:
+        self._in_flight -= 1
+        if order.reached < len(order.items):
+            self._back(order.rest())
+            return
+        self._sizer.learn(len(order.items), message.busy_s)
+        if self._book.durable and not order.retry:
+            self._ended.append(order.no)
+
+    def _say(self, said: Said) -> None:
+        if said.level != "WARNING":
+            self._emit(TaskOutput(said.text, said.level))
+            return
+        now = time.monotonic()
+        if now - self._told.get(said.text, -10.0) > 5.0:  # several workers say the same at once
+            self._told[said.text] = now
+            self._emit(Notice(said.level, said.text))
+
+    def _kill_overdue(self) -> None:
+        options = self._plan.options
+        if options.timeout is None:
+            return
+        for worker, order in self._executor.overdue(options.timeout + options.kill_after):
+            order.timed_out = True
+            self._executor.kill(worker)
+
+    # Bury: bill what died, replace it.
+
+    def _bury(self) -> None:
+        with _Later(self):
+            for number in self._burials.settle():
+                self._ended.append(number)
+        if self._burials.failure:
+            self._failure = self._failure or self._burials.failure
+        if self._stopping_since is None and self._failure is None:
+            self._executor.start()
+
+    # Checkpoint: what can wait a second.
+
+    def _checkpoint(self) -> None:
+        now = time.monotonic()
+        if now - self._checkpointed < CHECKPOINT_S:
+            return
+        with _Later(self):
+            self._checkpointed = now
+            self._close_chunks()
+            if now - self._beaten >= HEARTBEAT_S:
+                self._book.beat()
+                self._beaten = now
+
+    def _close_chunks(self) -> None:
+        if self._ended:
+            self._book.end_chunks(self._ended)
+            self._ended = []
+        if self._feed.exhausted and not self._sealed and not self._uncut and self._feed.error is None:
+            self._book.seal()
+            self._sealed = True
+
+    def later(self, busy: Busy) -> None:
+        """The book could not be written just now."""
+        if busy.away and time.monotonic() - self._told.get("away", -10.0) > 5.0:
+            self._told["away"] = time.monotonic()
+            self._emit(Notice("WARNING", f"The ledger's database is away; waiting for it: {busy}"))
+
+    # The end.
+
+    def _end(self) -> Iterator[list[Outcome]]:
+        self._executor.close()
+        if self._failure is not None and isinstance(self._failure, AlreadyRunning):
+            raise self._failure
+        status, note = self._verdict()
+        self.report = self._close(status, note)
+        if outcomes := self._settling.take_outcomes():
+            yield outcomes
+        self._emit(RunEnded(self.report))
+        if self._failure is not None:
+            raise self._failure
+        if self._feed.error is not None:
+            raise _source_error(self._feed.error, self._plan.job, self.report) from self._feed.error
+
+    def _verdict(self) -> tuple[RunStatus, str]:
+        if self._failure is not None:
+            return RunStatus.INTERRUPTED, str(self._failure).partition("\n")[0]
+        if self._plan.stop.level:
+            return RunStatus.INTERRUPTED, self._plan.stop.reason
+        if self._settling.is_over_limit():
+            return RunStatus.HALTED, f"more than {self._plan.options.max_failures} items failed"
+        if self._feed.error is not None:
+            return RunStatus.INTERRUPTED, f"the source raised {type(self._feed.error).__name__}: {self._feed.error}"[:500]
+        return RunStatus.DONE, ""
+
+    def _close(self, status: RunStatus, note: str) -> Report:
+        elapsed = time.monotonic() - self._began
+        counts, final = self._plan.counts, status
+        until = time.monotonic() + max(10.0, self._plan.options.grace)
+        while True:
+            try:
+                self._close_chunks()
+                counts = self._book.counts(counts)
+                bad = counts.failed + counts.quarantined + counts.unknown
+                final = RunStatus.FAILED if status is RunStatus.DONE and bad else status
+                self._book.finish(final, note, elapsed)
+                break
+            except Busy as busy:
+                self.later(busy)
+                if time.monotonic() > until:
+                    raise DatabaseError(
+                        f"The end of run {self._book.run} could not be recorded: {busy}. Resume it when the database is back."
+                    ) from None
+                time.sleep(BUSY_WAIT_S)
+        plan = self._plan
+        return Report(
+            plan.book.run, plan.name, plan.job, final, counts, elapsed, plan.workers, plan.guarantee,
+            tuple(self._settling.failures), self._settling.results, note,
+        )  # fmt: skip
+
+    def _close_early(self) -> None:
+        """The caller closed the iterator: end at once, record it as interrupted."""
+        self._executor.close()
+        self.report = self._close(RunStatus.INTERRUPTED, self._plan.stop.reason)
+        self._emit(RunEnded(self.report))
+
+    def _emit(self, event: Event) -> None:
+        for observer in self._plan.observers:
+            observer(event)
+
+
+class _Later:
+    """A block that writes to the book; when the book is busy, the loop comes back to it."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        if isinstance(error, Busy):
+            self._runner.later(error)
+            return True
+        return False
+
+
+def _as_error(failed: Failed) -> BatchrunError:
+    if failed.kind == "fenced":
+        return AlreadyRunning(failed.text)
+    if failed.kind == "database":
+        return DatabaseError(f"A worker was refused by the database: {failed.text}")
+    if failed.kind == "corrupt":
+        return BatchrunError(failed.text)
+    return JobError(f"A worker could not start its work, so the run was stopped: {failed.text}")
+
+
+def _source_error(error: BaseException, job: str, report: Report) -> BatchrunError:
+    if isinstance(error, BatchrunError):
+        return error
+    return JobError(
+        f"The source of {job} raised {type(error).__name__}: {error}. The {report.planned} items before it are settled "
+        f"or recorded; run {report.run} is interrupted."
+    )
