@@ -1,0 +1,109 @@
+"""Fixtures: a real PostgreSQL for the whole session, a database of its own for each test, and a check for leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.postgres import LOCKED_PASSWORD, LOCKED_USER, Postgres, Server, connect
+from tests.support import leaks
+from tests.support.databases import Clones
+
+_servers: list[Postgres] = []
+
+
+def pytest_configure() -> None:
+    leaks.mark()
+
+
+def pytest_report_header() -> str:
+    return "leaks: every process below this one" if leaks.SEES_ALL else "leaks: only direct children, since there is no /proc"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The server; tests that stop, kill or restart one take ``own_postgres``."""
+    server = connect()
+    _servers.append(server)
+    yield server
+    if isinstance(server, Server):
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def clones(postgres: Postgres) -> Iterator[Clones]:
+    """The server's factory of databases."""
+    made = Clones(postgres)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_postgres(postgres: Postgres) -> Iterator[Server]:
+    """A server that may be stopped, killed and restarted; up again at the end. The session's, unless that is not ours."""
+    if isinstance(postgres, Server):
+        yield postgres
+        postgres.start()
+    else:
+        with Server() as server:
+            _servers.append(server)
+            yield server
+            _servers.remove(server)
+
+
+@pytest.fixture
+def pg_database(clones: Clones) -> Iterator[str]:
+    """The name of an empty database of the test's own. At the end batchrun may have no session in it."""
+    with clones.clone() as name:
+        yield name
+        clones.check_sessions(name)
+
+
+@pytest.fixture
+def pg_url(clones: Clones, pg_database: str) -> str:
+    """``postgresql://...``, which batchrun takes for psycopg2 if that is installed."""
+    return clones.server.url(pg_database)
+
+
+@pytest.fixture
+def psycopg_url(pg_url: str) -> str:
+    """``postgresql+psycopg://...``: psycopg 3."""
+    return pg_url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+@pytest.fixture
+def wrong_password_url(own_postgres: Server) -> str:
+    """A URL the server refuses: the role must give its password, and this is not it."""
+    return own_postgres.url(user=LOCKED_USER, password=f"not-{LOCKED_PASSWORD}")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A file of the test's own; it does not exist yet."""
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+_URLS = {"sqlite": "sqlite_url", "postgresql": "pg_url", "psycopg3": "psycopg_url"}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The test runs twice: on SQLite, and on PostgreSQL by psycopg2."""
+    url: str = request.getfixturevalue(_URLS[request.param])
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "psycopg3"])
+def any_url(request: pytest.FixtureRequest) -> str:
+    """The test runs three times: SQLite, PostgreSQL by psycopg2, PostgreSQL by psycopg 3."""
+    url: str = request.getfixturevalue(_URLS[request.param])
+    return url
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """After each test no process of ours may be left but the servers and multiprocessing's helpers."""
+    yield
+    leaks.check_processes([server.pid for server in _servers if isinstance(server, Server)])

@@ -1,0 +1,81 @@
+"""Databases for single tests: cloned from a template on PostgreSQL, a file on SQLite."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg2
+from sqlalchemy import Engine, NullPool, create_engine, make_url
+
+from tests.postgres import Postgres
+from tests.support.waiting import wait_until
+
+OUR_SESSIONS = (
+    "SELECT application_name, state, query FROM pg_stat_activity WHERE datname = %s AND application_name LIKE 'batchrun:%%'"
+)
+
+
+class Clones:
+    """Clones of one empty template, so that a test's database costs 50 ms.
+
+    Each step has a connection of its own: one that was held would be inherited by children that tests fork.
+    """
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+        self._prefix = f"batchrun_test_{os.getpid()}"
+        self._numbers = itertools.count(1)
+        self.template = f"{self._prefix}_template"
+        self.execute(f"CREATE DATABASE {self.template} TEMPLATE template0 ENCODING 'UTF8'")
+
+    def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """Run one statement as the administrator, outside a transaction; its rows, if it has any."""
+        connection = psycopg2.connect(self.server.url(), application_name="tests")
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement, values or None)
+                return cursor.fetchall() if cursor.description else []
+        finally:
+            connection.close()
+
+    @contextmanager
+    def clone(self) -> Iterator[str]:
+        """A database's name. At the end it is dropped, whoever is still connected."""
+        name = f"{self._prefix}_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {self.template}")
+        try:
+            yield name
+        finally:
+            self.drop(name)
+
+    def drop(self, name: str) -> None:
+        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def close(self) -> None:
+        self.drop(self.template)
+
+    def sessions(self, name: str) -> list[tuple[Any, ...]]:
+        """The sessions batchrun has in a database: application_name, state, query."""
+        return self.execute(OUR_SESSIONS, name)
+
+    def check_sessions(self, name: str, timeout_s: float = 5.0) -> None:
+        """Wait until batchrun has no session left in a database; AssertionError lists those that stay."""
+        wait_until(
+            lambda: not self.sessions(name), timeout_s, what=lambda: f"no session of batchrun is left: {self.sessions(name)}"
+        )
+
+
+def engine_for(url: str) -> Engine:
+    """An engine for a test's own statements; it keeps no connection and takes any URL of the fixtures.
+
+    ``postgresql://`` is read as psycopg2: SQLAlchemy 2.1 alone would take it for psycopg 3.
+    """
+    made = make_url(url)
+    if made.drivername == "postgresql":
+        made = made.set(drivername="postgresql+psycopg2")
+    return create_engine(made, poolclass=NullPool)

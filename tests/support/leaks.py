@@ -1,0 +1,101 @@
+"""What a test may not leave behind: processes.
+
+A process is ours if it descends from this one, or (an orphan) if it was started with this test run's mark in its
+environment. The test server starts without the mark; multiprocessing's own helpers may stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.waiting import wait_until
+
+MARK = "BATCHRUN_TEST_MARK"
+_HELPERS = ("multiprocessing.forkserver", "multiprocessing.resource_tracker")
+SEES_ALL = sys.platform == "linux"
+"""Elsewhere there is no /proc: only the direct children that multiprocessing knows are seen."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as /proc shows it. A zombie is not listed: it is dead, its parent has only not looked yet."""
+
+    pid: int
+    parent: int
+    command: str
+    is_marked: bool
+
+    @property
+    def looks_like_helper(self) -> bool:
+        return any(helper in self.command for helper in _HELPERS)
+
+
+def mark() -> None:
+    """Put this run's mark in the environment, which everything started from here on inherits."""
+    os.environ[MARK] = str(os.getpid())
+
+
+def leftovers(allowed: Iterable[int | None] = ()) -> list[Process]:
+    """Processes of ours that are alive, without multiprocessing's helpers and what descends from ``allowed``."""
+    if not SEES_ALL:
+        return [Process(child.pid or 0, os.getpid(), child.name, False) for child in multiprocessing.active_children()]
+    everyone = {process.pid: process for process in _processes()}
+    me, spared = os.getpid(), {pid for pid in allowed if pid}
+    return [process for process in everyone.values() if process.pid != me and _is_ours(process, everyone, me, spared)]
+
+
+def check_processes(allowed: Iterable[int | None] = (), timeout_s: float = 5.0) -> None:
+    """Wait until no process of ours is left; AssertionError lists those that stay."""
+    spared = tuple(allowed)
+    wait_until(lambda: not leftovers(spared), timeout_s, what=lambda: f"no child process is left: {leftovers(spared)}")
+
+
+def _is_ours(process: Process, everyone: dict[int, Process], me: int, spared: set[int]) -> bool:
+    line = list(_ancestry(process, everyone))
+    if any(one.pid in spared for one in line):
+        return False
+    descends = any(one.pid == me or one.parent == me for one in line)
+    if not (descends or process.is_marked):
+        return False
+    return not _is_helper(process, everyone, me)
+
+
+def _is_helper(process: Process, everyone: dict[int, Process], me: int) -> bool:
+    """A helper of this very process. A fork server's children have its command line: they are workers, not helpers."""
+    parent = everyone.get(process.parent)
+    return process.looks_like_helper and process.parent == me and not (parent and parent.looks_like_helper)
+
+
+def _ancestry(process: Process, everyone: dict[int, Process]) -> Iterable[Process]:
+    seen: set[int] = set()
+    current: Process | None = process
+    while current and current.pid not in seen:
+        seen.add(current.pid)
+        yield current
+        current = everyone.get(current.parent)
+
+
+def _processes() -> Iterable[Process]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError, ValueError):  # it ended while we looked, or is another user's
+                if found := _read(folder):
+                    yield found
+
+
+def _read(folder: Path) -> Process | None:
+    state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+    if state in "ZX":
+        return None
+    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    environment = b""
+    with contextlib.suppress(PermissionError):
+        environment = (folder / "environ").read_bytes()
+    is_marked = f"{MARK}={os.getpid()}".encode() in environment.split(b"\0")
+    return Process(int(folder.name), int(parent), command, is_marked)
