@@ -48,7 +48,8 @@ class Burials:
 
     def add(self, died: Died) -> None:
         """A worker is gone."""
-        self._in_vain = 0 if died.was_ready else self._in_vain + 1
+        if died.exitcode is not None:
+            self._in_vain = 0 if died.was_ready else self._in_vain + 1
         if self._in_vain >= STARTS_IN_VAIN:
             self.failure = BatchrunError(
                 f"{self._in_vain} workers in a row {describe_exit(died.exitcode)} before they were ready. Run with workers=0 to see why."
@@ -85,6 +86,8 @@ class Burials:
         shared = (options.transaction == "chunk" or options.batched) and not order.alone and len(order.items) > 1
         if self._cut_off(order):
             yield from self._rest(order, alone=order.alone)
+        elif died.exitcode is None:
+            yield from self._rest(order, alone=order.alone, deaths=order.deaths)
         elif several or shared:
             self._tell(died, order, "It shared the worker with others, so it is tried again alone.")
             yield from self._rest(order, alone=True, exclusive=self._threads > 1)

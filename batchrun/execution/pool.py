@@ -24,12 +24,14 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
+from batchrun.errors import BatchrunError
 from batchrun.execution.orders import Ended, Message, Order, Ready, Settled, Stop, sent
 from batchrun.execution.processes import Launcher, Process
 
 _HEADER = struct.Struct("!i")
 _LONG_HEADER = struct.Struct("!Q")
 _READ_SIZE = 1 << 18
+START_PATIENCE_S = 10.0
 QUEUED = 1
 """Orders that wait at a worker beyond those it is running, so that it never idles."""
 
@@ -85,14 +87,24 @@ class LocalPool:
         self._workers: dict[int, Worker] = {}
         self._next_number = 0
         self._next_order = 0
+        self._failing_since: float | None = None
 
     # Orders.
 
     def start(self) -> None:
-        """Start workers up to the wanted number."""
+        """Start workers up to the wanted number, or as many as can be started just now; to be called again.
+
+        Raises BatchrunError when none could be started for a while.
+        """
         atexit.register(self.close)  # before multiprocessing's own, which would wait for them for ever
-        while len(self._workers) < self._wanted:
-            self._start_one()
+        try:
+            while len(self._workers) < self._wanted:
+                self._start_one()
+            self._failing_since = None
+        except (EOFError, OSError) as error:
+            self._failing_since = self._failing_since or time.monotonic()
+            if time.monotonic() - self._failing_since > START_PATIENCE_S:
+                raise BatchrunError(f"Worker processes cannot be started: {type(error).__name__}: {error}.") from error
 
     @property
     def alive(self) -> int:
@@ -315,7 +327,7 @@ def _frames(buffer: bytearray) -> Iterator[bytes]:
 def describe_exit(exitcode: int | None) -> str:
     """For people: by which signal, or with which code."""
     if exitcode is None:
-        return "ended for an unknown reason"
+        return "ended together with the fork server"
     if exitcode >= 0:
         return f"exited with code {exitcode}"
     with contextlib.suppress(ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.process
+import os
 import threading
 from collections.abc import Iterator
 from multiprocessing import forkserver, spawn
@@ -32,8 +33,9 @@ def default_start_method() -> str:
 class Process:
     """One child: what the pool needs of ``multiprocessing.Process``."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, server: int | None) -> None:
         self._inner = inner
+        self._server = server  # the fork server that made it
         self.pid: int = inner.pid
         self.sentinel: int = inner.sentinel
 
@@ -45,9 +47,10 @@ class Process:
         return bool(wait([self.sentinel], timeout_s))
 
     def exitcode(self) -> int | None:
+        """Negative = the signal that killed it; None = not known, because the fork server died and took it along."""
         self._inner.join(1.0)
         code: int | None = self._inner.exitcode
-        return code
+        return None if code == 255 and self._server is not None and _is_dead(self._server) else code
 
     def close(self) -> None:
         self._inner.join()
@@ -68,15 +71,9 @@ class Launcher:
             self._context.set_forkserver_preload(list(PRELOAD))
 
     def launch(self, theirs: Connection, number: int) -> Process:
-        """Start worker ``number``. One more try when the fork server turns out to be dead."""
-        try:
-            return self._start(theirs, number)
-        except (EOFError, OSError):
-            if self.method != "forkserver":
-                raise
-            return self._start(theirs, number)
-
-    def _start(self, theirs: Connection, number: int) -> Process:
+        """Start worker ``number``. Raises EOFError or OSError when it cannot be started just now, as when the fork
+        server was killed: the next try starts a new one.
+        """
         inherited = self.method == "fork"
         made = self._context.Process(
             target=worker_main,
@@ -86,7 +83,16 @@ class Launcher:
         )
         with _START_LOCK, without_main_module():
             made.start()
-        return Process(made)
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None) if self.method == "forkserver" else None
+        return Process(made, server)
+
+
+def _is_dead(pid: int) -> bool:
+    """Of a child of ours, without reaping it: that is the standard library's to do."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True  # reaped already
 
 
 @contextlib.contextmanager
