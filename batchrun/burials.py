@@ -86,7 +86,7 @@ class Burials:
         shared = (options.transaction == "chunk" or options.batched) and not order.alone and len(order.items) > 1
         if self._cut_off(order):
             yield from self._rest(order, alone=order.alone)
-        elif died.exitcode is None:
+        elif died.exitcode is None or died.was_asked:
             yield from self._rest(order, alone=order.alone, deaths=order.deaths)
         elif several or shared:
             self._tell(died, order, "It shared the worker with others, so it is tried again alone.")

@@ -39,7 +39,7 @@ class ItemError:
     traceback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: a stream makes millions of these, and freezing costs three times the making
 class Outcome:
     """What became of one item.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from batchrun.books import AnonymousBook, Book, DurableBook
@@ -28,7 +28,7 @@ from batchrun.chunks import Feed
 from batchrun.codec import dump
 from batchrun.database.connecting import check_reachable
 from batchrun.database.engines import EngineSpec, control_engine, source_engine
-from batchrun.database.failures import is_driver_error
+from batchrun.database.failures import Meaning, is_driver_error, meaning_of
 from batchrun.database.runfolder import AliveLock, run_folder
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.database.urls import sqlite_file
@@ -148,7 +148,7 @@ class _Opening:
         if not call.durable:
             return self._anonymous(engine)
         ledger = self._connect(call.ledger or call.database, control_engine)
-        tables = schema.ensure(ledger, call.schema)
+        tables = _insistently(lambda: schema.ensure(ledger, call.schema))
         self._reading = Reading(ledger, tables)
         stored = self._stored()
         if stored is not None and stored.is_finished and not call.retried:
@@ -440,7 +440,9 @@ def _insistently(step: Callable[[], Any], again: Callable[[], Any] | None = None
     while True:
         try:
             return step()
-        except Busy as busy:
+        except (Busy, DBAPIError) as busy:
+            if isinstance(busy, DBAPIError) and meaning_of(busy, is_lost=False, retry_on=()) is not Meaning.RETRY:
+                raise
             if time.monotonic() > until:
                 raise DatabaseError(f"The ledger could not be written for {TAKEOVER_S:.0f} s: {busy}") from None
             logging.getLogger("batchrun").debug("the ledger is busy: %s", busy)

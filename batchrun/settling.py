@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from batchrun.events import Event, ItemTrouble
-from batchrun.execution.orders import Order, Settled, Trouble, unpack
+from batchrun.execution.orders import Order, Packed, Settled, Trouble, unpack
 from batchrun.items import Item, ItemError, Outcome, OutcomeStatus
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ MOST_FAILURES = 1000
 
 PERCENT_FROM = 100
 """From so many settled items on a percentage of failures means something."""
+
+DONE = OutcomeStatus.DONE
 
 _BAD = (OutcomeStatus.FAILED, OutcomeStatus.QUARANTINED, OutcomeStatus.UNKNOWN)
 
@@ -59,7 +61,11 @@ class Settling:
         values = message.values
         troubles = {trouble.offset: trouble for trouble in message.troubles}
         self._plan.counts.done += message.amount - len(troubles)
-        if values is not None or self._plan.wants_outcomes:
+        if self._plan.wants_outcomes and not troubles and values is not None and Packed not in map(type, values):
+            items = order.items[first : order.reached]
+            attempt = order.attempt
+            self._outcomes += [Outcome(item, DONE, value, None, attempt) for item, value in zip(items, values, strict=True)]
+        elif values is not None or self._plan.wants_outcomes:
             for offset in range(first, order.reached):
                 if offset not in troubles:
                     self._done(order, offset, values[offset - first] if values is not None else None)
@@ -77,7 +83,7 @@ class Settling:
         if self.results is not None:
             self.results[order.index + offset] = value
         if self._plan.wants_outcomes:
-            self._outcomes.append(Outcome(order.items[offset], OutcomeStatus.DONE, value, None, order.attempt))
+            self._outcomes.append(Outcome(order.items[offset], DONE, value, None, order.attempt))
 
     def _trouble(self, order: Order, trouble: Trouble) -> None:
         item = order.items[trouble.offset]

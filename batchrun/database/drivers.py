@@ -129,9 +129,9 @@ class Sqlite:
         raw.isolation_level = None
         cursor = raw.cursor()
         try:
-            cursor.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             if not read_only:
                 _write_ahead(cursor)
+            cursor.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             cursor.execute(f"PRAGMA query_only = {int(read_only)}")
         finally:
             cursor.close()
@@ -161,6 +161,7 @@ class Sqlite:
 def _write_ahead(cursor: Any) -> None:
     """Write-ahead logging lets readers go on beside the one writer. It is a property of the file, set once."""
     if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        cursor.execute("PRAGMA busy_timeout = 10000")  # this one needs the file for itself, for a moment
         cursor.execute("PRAGMA journal_mode = WAL")
 
 

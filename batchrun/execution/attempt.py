@@ -60,7 +60,7 @@ class ItemRunner:
         self._open_books(pause)
         self.deadline = Deadline(work.options.timeout, by_signal=not inline and work.options.threads == 1)
         self._state = state
-        self._call = work.shape.bind(work.task, work.task_params)
+        self.call = work.shape.bind(work.task, work.task_params)
         self._inline = inline
         self._lost = False
         self._logger = logging.getLogger(f"batchrun.job.{work.job}")
@@ -102,8 +102,7 @@ class ItemRunner:
                 if found != "again":
                     return Result(found)
             except BaseException as error:
-                if self._inline and isinstance(error, KeyboardInterrupt | GeneratorExit):
-                    raise
+                self._let_callers_through(error)
                 judged, meaning = self.judge(error)
                 lost += meaning is Meaning.LOST
                 conflicts += meaning is Meaning.CONFLICT
@@ -111,6 +110,23 @@ class ItemRunner:
                     continue
                 row = Row(spot, item, self.result_of(judged, meaning, spot))
                 return self._settle(row, recorded, partly=meaning is Meaning.PARTIAL)
+
+    def failing(self, error: BaseException, spot: Spot, item: Item) -> Result:
+        """What an error of a task without database or ledger comes to."""
+        self._let_callers_through(error)
+        judged, meaning = self.judge(error)
+        return self.result_of(judged, meaning, spot)
+
+    def _let_callers_through(self, error: BaseException) -> None:
+        """Inline, a Ctrl-C is the caller's, not the task's."""
+        if self._inline and isinstance(error, KeyboardInterrupt | GeneratorExit):
+            raise error
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but the task's call is needed."""
+        work = self.work
+        return not (work.has_session or self.marks or work.shape.wants_ctx or work.options.batched or work.options.timeout)
 
     @staticmethod
     def _again_in_place(meaning: Meaning, lost: int, conflicts: int) -> bool:
@@ -228,7 +244,7 @@ class ItemRunner:
         with self.deadline.guard(gate) as deadline:
             if context is not None:
                 context.deadline = deadline
-            value = self._call(session, given, context)
+            value = self.call(session, given, context)
             return self._pack(value) if self.work.wants_values else None
 
     def _pack(self, value: Any) -> Any:

@@ -26,6 +26,7 @@ class InlineExecutor:
         self._runner: OrderRunner | None = None
         self._waiting: deque[Order] = deque()
         self._messages: list[Message] = []
+        self._heard: list[Heard | Died] = []
         self._next_order = 0
         self._stopped = False
 
@@ -75,19 +76,26 @@ class InlineExecutor:
         self._stopped = True
 
     def wait(self, timeout_s: float) -> Iterator[Heard | Died]:
-        """Run one order to its end, then yield what it said."""
-        if not self._waiting or self._runner is None:
+        """Run one order to its end, then yield what it said. A Ctrl-C in a task comes through; nothing said is lost."""
+        if self._waiting and self._runner is not None and not self._heard:
+            self._run(self._waiting.popleft())
+        elif not self._heard:
             self._pause(timeout_s)
-            return
-        order = self._waiting.popleft()
+        heard, self._heard = self._heard, []
+        yield from heard
+
+    def _run(self, order: Order) -> None:
+        assert self._runner is not None
         try:
             self._runner.run(sent(order))
         except RUN_ENDING as error:
-            self._messages += [failure] if (failure := failure_of(error)) else []
+            self._messages += [failure] if (failure := failure_of(error)) else [Ended(order.id, 0.0)]
+        except KeyboardInterrupt:
+            self._messages.append(Ended(order.id, 0.0))
+            raise
         finally:
             messages, self._messages[:] = list(self._messages), []
-            heard = [self._noted(message, order) for message in messages]
-        yield from heard
+            self._heard += [self._noted(message, order) for message in messages]
 
     def _noted(self, message: Any, order: Order) -> Heard:
         if isinstance(message, Settled):

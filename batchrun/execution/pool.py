@@ -50,6 +50,7 @@ class Died:
     """A worker is gone. running: the orders it had begun; queued: those it had not.
 
     exitcode: negative = the signal that killed it; None = not known. was_ready: False when it died starting.
+    was_asked: it had been told to stop, and did so before its orders were through.
     """
 
     worker: int
@@ -58,6 +59,7 @@ class Died:
     running: list[Order]
     queued: list[Order]
     was_ready: bool
+    was_asked: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -242,8 +244,9 @@ class LocalPool:
         running = [order for order in orders[: self._threads] if order.id in worker.clocks]
         queued = [order for order in orders if order not in running]
         self._forget(worker)
-        if not (worker.is_leaving and exitcode == 0 and not orders):
-            yield Died(worker.number, worker.process.pid, exitcode, running, queued, worker.is_ready)
+        was_asked = worker.is_leaving and exitcode == 0
+        if orders or not was_asked:
+            yield Died(worker.number, worker.process.pid, exitcode, running, queued, worker.is_ready, was_asked)
 
     # Bytes.
 
