@@ -213,7 +213,7 @@ def _bar(progress: bool | None) -> Observer | None:
         return None
     from batchrun.reporting.progress import api_observer
 
-    return cast("Observer | None", api_observer(progress))
+    return api_observer(progress)
 
 
 # What the command line calls.

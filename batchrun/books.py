@@ -78,7 +78,7 @@ class AnonymousBook:
         return order.reached
 
     def bill(self, order: Order, error: ItemError) -> Billed:
-        deaths = order.deaths + 1
+        deaths = (order.deaths if order.reached == 0 else 0) + 1  # those are its first item's
         return Billed(order.pos + order.reached, deaths, quarantined=deaths >= DEATHS_TO_QUARANTINE)
 
     def cut_off(self, order: Order, offset: int, state: str) -> bool:

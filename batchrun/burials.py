@@ -52,7 +52,8 @@ class Burials:
             self._in_vain = 0 if died.was_ready else self._in_vain + 1
         if self._in_vain >= STARTS_IN_VAIN:
             self.failure = BatchrunError(
-                f"{self._in_vain} workers in a row {describe_exit(died.exitcode)} before they were ready. Run with workers=0 to see why."
+                f"{self._in_vain} workers in a row {describe_exit(died.exitcode)} before they were ready. "
+                "Run with workers=0 to see why."
             )
         if died.running:
             self._released.append((died.worker, [(died, order) for order in died.running]))
@@ -69,7 +70,9 @@ class Burials:
             worker, deaths = self._released[0]
             self._plan.book.release(worker)
             while deaths:
-                yield from self._one(*deaths[0], several=len(deaths) > 1 or (deaths[0][1].exclusive is False and self._threads > 1))
+                yield from self._one(
+                    *deaths[0], several=len(deaths) > 1 or (deaths[0][1].exclusive is False and self._threads > 1)
+                )
                 deaths.pop(0)
             self._released.popleft()
 
@@ -83,7 +86,8 @@ class Burials:
             yield from self._through(order)
             return
         options = self._plan.options
-        shared = (options.transaction == "chunk" or options.batched) and not order.alone and len(order.items) > 1
+        together = options.transaction == "chunk" or options.batched or options.read_only
+        shared = together and not order.alone and len(order.items) > 1
         if self._cut_off(order):
             yield from self._rest(order, alone=order.alone)
         elif died.exitcode is None or died.was_asked:

@@ -192,8 +192,9 @@ class _Opening:
         owner = liveness.parse(stored.owner)
         who = owner.shown if owner else "another process"
         raise AlreadyRunning(
-            f"Job {stored.job} is already running: run {stored.id} belongs to {who}, which was heard of {stored.silent_s:.0f} s ago. "
-            f"Wait for it, or stop it with Ctrl-C or SIGTERM; `batchrun show {stored.id}` tells how far it is."
+            f"Job {stored.job} is already running: run {stored.id} belongs to {who}, which was heard of "
+            f"{stored.silent_s:.0f} s ago. Wait for it, or stop it with Ctrl-C or SIGTERM; "
+            f"`batchrun show {stored.id}` tells how far it is."
         )
 
     def _refuse_second(self) -> None:
@@ -327,7 +328,8 @@ class _Opening:
         bound = source.bound(context)
         new = NewRun(
             id=self._run, job=call.job.name, name=call.name, fingerprint=json.dumps(fingerprint), params=self._params_text(),
-            options=self._options_text(), guarantee=call.guarantee, workers=self._workers(None), bound=None if bound is None else dump(bound),
+            options=self._options_text(), guarantee=call.guarantee, workers=self._workers(None),
+            bound=None if bound is None else dump(bound),
             total=source.total(context, bound),
         )  # fmt: skip
         _insistently(lambda: owner.create(new, self._refuse_second if call.fresh else None))
@@ -349,9 +351,9 @@ class _Opening:
             return
         what = "; ".join(_difference(name, stored.fingerprint.get(name), fingerprint.get(name)) for name in changed)
         raise RunChanged(
-            f"Run {stored.id} of {stored.job} cannot simply go on, because something changed since it began: {what}. What is settled "
-            "stays as it is. Go on with --accept-changes (accept_changes=True) if the rest may run with what is there now, "
-            "or start a new run."
+            f"Run {stored.id} of {stored.job} cannot simply go on, because something changed since it began: {what}. What is "
+            "settled stays as it is. Go on with --accept-changes (accept_changes=True) if the rest may run with what is there "
+            "now, or start a new run."
         )
 
     def _take_over(self, owner: Owner, stored: StoredRun, fingerprint: dict[str, str]) -> None:
@@ -399,23 +401,25 @@ class _Opening:
                 Launcher(call.options.start_method, call.job.folder, pack_work(work)), workers, call.options.threads
             )
         return RunPlan(
-            job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book, feed=feed,
+            job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
+            feed=feed,
             executor=executor, counts=counts, wants_results=call.wants_results, wants_outcomes=call.wants_outcomes,
             has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers),
         )  # fmt: skip
 
     def _work(self, owner: Owner | None) -> Work:
         call = self._call
-        own = {name for name in task_shape(call.job.task, has_session=call.has_session).params}
+        shape = task_shape(call.job.task, has_session=call.has_session)
         _, task_params = split_call(call.job, call.params)
         folder, identity = self._run_folder()
         separate = call.ledger is not None and (call.database is None or call.ledger.identity != call.database.identity)
         none_mode = owner is not None and not call.has_session
         return Work(
-            run=self._run, job=call.job.name, task=call.job.task, shape=task_shape(call.job.task, has_session=call.has_session),
+            run=self._run, job=call.job.name, task=call.job.task, shape=shape,
             options=call.options, engine=call.database if call.has_session or (none_mode and not separate) else None,
-            marks=MarksSpec(owner.run, owner.epoch, call.schema) if owner else None, books=call.ledger if owner and separate else None,
-            run_folder=folder, turnstile_for=identity, task_params={name: value for name, value in task_params.items() if name in own},
+            marks=MarksSpec(owner.run, owner.epoch, call.schema) if owner else None,
+            books=call.ledger if owner and separate else None,
+            run_folder=folder, turnstile_for=identity, task_params=task_params,
             params=dict(call.params), initializer=call.job.initializer, wants_values=call.wants_results or call.wants_outcomes,
             captures_output=call.captures_output and call.options.workers != 0,
         )  # fmt: skip

@@ -55,6 +55,7 @@ class Executor(Protocol):
     def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]: ...
     def kill(self, worker: Worker) -> None: ...
     def stop(self) -> None: ...
+    def leave(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -334,6 +335,7 @@ class Runner:
     # The end.
 
     def _end(self) -> Iterator[list[Outcome]]:
+        self._let_clean_up()
         self._executor.close()
         if self._failure is not None and isinstance(self._failure, AlreadyRunning):
             raise self._failure
@@ -346,6 +348,15 @@ class Runner:
             raise self._failure
         if self._feed.error is not None:
             raise _source_error(self._feed.error, self._plan.job, self.report) from self._feed.error
+
+    def _let_clean_up(self) -> None:
+        """Initializers that yielded run their rest, for at most ``grace`` seconds."""
+        until = time.monotonic() + self._plan.options.grace
+        is_in_time = self._failure is None and self._in_flight == 0
+        while is_in_time and self._plan.stop.level < 2 and time.monotonic() < until and self._executor.leave():
+            for happened in self._executor.wait(WAIT_S):
+                if isinstance(happened, Heard):
+                    self._hear(happened)
 
     def _verdict(self) -> tuple[RunStatus, str]:
         if self._failure is not None:

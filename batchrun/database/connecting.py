@@ -24,9 +24,11 @@ def unreachable(engine: Engine, error: BaseException) -> DatabaseError:
     said = " ".join(message_of(error).split())
     if engine.dialect.name == "sqlite":
         return DatabaseError(
-            f"The SQLite database {sqlite_file(engine.url)} cannot be opened: {said}. Check that the folder exists and may be written."
+            f"The SQLite database {sqlite_file(engine.url)} cannot be opened: {said}. "
+            "Check that the folder exists and may be written."
         )
-    place = f"{engine.url.host or 'the local socket'}:{engine.url.port or 5432}, database {engine.url.database}, user {engine.url.username}"
+    url = engine.url
+    place = f"{url.host or 'the local socket'}:{url.port or 5432}, database {url.database}, user {url.username}"
     refused = isinstance(error, DBAPIError) and is_refusal(error)
     remedy = (
         "Check user, password and database name." if refused else "Check that the server runs and that host and port are right."

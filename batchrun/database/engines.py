@@ -80,7 +80,8 @@ def spec_of(database: object, *, pool: str = "queue", connect_timeout: float = 1
     if callable(database):
         return EngineSpec(None, factory=database, pool=pool, connect_timeout=connect_timeout)
     raise ConfigError(
-        f"database is a {type(database).__name__}; pass a URL, an Engine (its URL and options are read) or a function that makes an Engine."
+        f"database is a {type(database).__name__}; pass a URL, an Engine (its URL and options are read) "
+        "or a function that makes an Engine."
     )
 
 

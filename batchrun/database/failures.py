@@ -93,7 +93,8 @@ def sqlstate_of(error: BaseException) -> str | None:
 
 
 # libpq reports a refused connection without any code, so here, and only here, the text has to do.
-_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "is not permitted to log in",
+_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied",
+             "is not permitted to log in",
              "permission denied", "certificate", "not accept SSL", "unable to open database file", "file is not a database",
              "invalid response to SSL", "invalid integer value", "could not translate host name", "invalid connection option",
              "invalid sslmode", "root certificate")  # fmt: skip

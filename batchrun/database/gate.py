@@ -64,6 +64,7 @@ class Gate:
         self._turnstile = turnstile
         self._opening: Sequence[str] = ()
         self._marked = False
+        self.on_turn: tuple[Callable[[], None], Callable[[], None]] | None = None
         self._single = False  # autocommit: nothing is ever opened
         self.active = False
         self.is_open = False
@@ -84,7 +85,7 @@ class Gate:
     def open(self) -> None:
         """Send BEGIN and the mark. Raises MarkMissed when the mark changed no row; the transaction is then gone."""
         if self._turnstile:
-            self._turnstile.enter()
+            self._turnstile.enter(self.on_turn)
         self.is_open = True
         if self.driver.send(self.raw, self._opening) != 1 and self._marked:
             self.roll_back()
@@ -167,8 +168,8 @@ class Gate:
             )
         if status is not Status.INTRANS and status is not Status.UNKNOWN:
             raise PartialCommit(
-                "The task ended the transaction by itself (COMMIT or ROLLBACK past the session): part of its work may be committed. "
-                "The item is recorded as failed (partial) and will not run again by itself; look at what it left."
+                "The task ended the transaction by itself (COMMIT or ROLLBACK past the session): part of its work may be "
+                "committed. The item is recorded as failed (partial) and will not run again by itself; look at what it left."
             )
 
 
@@ -180,7 +181,28 @@ def install(
     turnstile: makes each connection's place in SQLite's queue of writers.
     """
     gates: dict[int, Gate] = {}
-    dialect: Any = engine.dialect
+    _take_over(engine.dialect, gates)
+
+    @event.listens_for(engine, "connect")
+    def connected(raw: Any, record: Any) -> None:
+        driver.prepare(raw, read_only=read_only, wait_s=wait_s)
+        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None)
+
+    @event.listens_for(engine, "close")
+    def closed(raw: Any, record: Any) -> None:
+        if gate := gates.pop(id(raw), None):
+            gate.close()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def judged(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if (effect := effect_of(statement)) is not Effect.PLAIN:
+            _note(effect, gates.get(id(connection.connection.dbapi_connection)), statement)
+
+    return gates
+
+
+def _take_over(dialect: Any, gates: dict[int, Gate]) -> None:
+    """Make BEGIN, COMMIT and ROLLBACK of this dialect instance the gates' own."""
     plain_rollback, plain_commit = dialect.do_rollback, dialect.do_commit
 
     def do_begin(connection: Any) -> None:
@@ -197,29 +219,14 @@ def install(
 
     dialect.do_begin, dialect.do_commit, dialect.do_rollback = do_begin, do_commit, do_rollback
 
-    @event.listens_for(engine, "connect")
-    def connected(raw: Any, record: Any) -> None:
-        driver.prepare(raw, read_only=read_only, wait_s=wait_s)
-        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None)
 
-    @event.listens_for(engine, "close")
-    def closed(raw: Any, record: Any) -> None:
-        if gate := gates.pop(id(raw), None):
-            gate.close()
-
-    @event.listens_for(engine, "before_cursor_execute")
-    def judged(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        effect = effect_of(statement)
-        if effect is Effect.PLAIN:
-            return
-        gate = gates.get(id(connection.connection.dbapi_connection))
-        if gate is None or not gate.active:
-            return
-        if effect is Effect.CONTROL:
-            raise TransactionControl(
-                f"The task sent {statement.split(None, 1)[0].upper()} as text. batchrun commits an item together with its mark; "
-                "use session.commit(), session.rollback() or session.begin_nested(), which it understands."
-            )
-        gate.leaves = True
-
-    return gates
+def _note(effect: Effect, gate: Gate | None, statement: str) -> None:
+    """A task's statement does more than its work. Raises TransactionControl."""
+    if gate is None or not gate.active:
+        return
+    if effect is Effect.CONTROL:
+        raise TransactionControl(
+            f"The task sent {statement.split(None, 1)[0].upper()} as text. batchrun commits an item together with its mark; "
+            "use session.commit(), session.rollback() or session.begin_nested(), which it understands."
+        )
+    gate.leaves = True

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 NAMES = ("queue", "owner", "writer")
@@ -23,17 +24,27 @@ class Turnstile:
         self._queue, self._owner, self._writer = (_open(folder / name) for name in NAMES)
         self._inside = False
 
-    def enter(self) -> None:
+    def enter(self, on_wait: tuple[Callable[[], None], Callable[[], None]] | None = None) -> None:
+        """Wait for this thread's turn. on_wait: called before a wait that is not over at once, and after it."""
         if self._inside:
             return
-        fcntl.flock(self._queue, fcntl.LOCK_EX)
+        waits = not _try(self._queue)
+        if waits:
+            _tell(on_wait, 0)
+            fcntl.flock(self._queue, fcntl.LOCK_EX)
         try:
             fcntl.flock(self._owner, fcntl.LOCK_SH)
             fcntl.flock(self._owner, fcntl.LOCK_UN)
-            fcntl.flock(self._writer, fcntl.LOCK_EX)
+            if not _try(self._writer):
+                if not waits:
+                    _tell(on_wait, 0)
+                waits = True
+                fcntl.flock(self._writer, fcntl.LOCK_EX)
             self._inside = True
         finally:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
+        if waits:
+            _tell(on_wait, 1)
 
     def leave(self) -> None:
         if self._inside:
@@ -65,6 +76,11 @@ class OwnerTurn:
     def close(self) -> None:
         os.close(self._owner)
         os.close(self._writer)
+
+
+def _tell(on_wait: tuple[Callable[[], None], Callable[[], None]] | None, which: int) -> None:
+    if on_wait:
+        on_wait[which]()
 
 
 def _open(path: Path) -> int:

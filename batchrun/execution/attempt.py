@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 
 from batchrun.codec import Unstorable
 from batchrun.database.engines import WorkerEngine
-from batchrun.database.failures import Meaning, meaning_of, plain_error
+from batchrun.database.failures import Meaning, meaning_of, message_of, plain_error, sqlstate_of
 from batchrun.database.gate import MarkMissed
 from batchrun.errors import Retry
 from batchrun.execution.deadline import Deadline
-from batchrun.execution.link import Link
+from batchrun.execution.link import Link, Refused, Stopping
 from batchrun.execution.orders import pack
-from batchrun.execution.recording import RUN_ENDING, Recorder, Result, Row
+from batchrun.execution.recording import PAUSE_S, RUN_ENDING, Recorder, Result, Row
+from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
 from batchrun.items import Item, ItemError, OutcomeStatus
 from batchrun.ledger.marks import Marks, Spot
@@ -48,13 +49,15 @@ class ItemRunner:
         state: Any,
         *,
         pause: Callable[[float], bool],
-        notice: Callable[[str], None],
+        voice: Voice,
         inline: bool = False,
     ) -> None:
         self.work = work
+        self.voice = voice
+        self._pause = pause
         self.stopping: Callable[[], bool] = lambda: pause(0)
-        self.link = Link(engine, pause, notice) if engine else None
-        self._separate = Link(books, pause, notice) if books else None
+        self.link = Link(engine, pause, voice) if engine else None
+        self._separate = Link(books, pause, voice) if books else None
         self.marks: Marks | None = None
         self.recorder: Recorder | None = None
         self._open_books(pause)
@@ -62,7 +65,7 @@ class ItemRunner:
         self._state = state
         self.call = work.shape.bind(work.task, work.task_params)
         self._inline = inline
-        self._lost = False
+        self._lost = self._opening = False
         self._logger = logging.getLogger(f"batchrun.job.{work.job}")
         self._locals = self._statement_limits()
 
@@ -103,13 +106,26 @@ class ItemRunner:
                     return Result(found)
             except BaseException as error:
                 self._let_callers_through(error)
+                at_mark = self._opening
                 judged, meaning = self.judge(error)
+                if at_mark and meaning is not Meaning.LOST:
+                    self._wait_at_mark(judged, meaning)
+                    continue
                 lost += meaning is Meaning.LOST
                 conflicts += meaning is Meaning.CONFLICT
                 if self._again_in_place(meaning, lost, conflicts):
                     continue
                 row = Row(spot, item, self.result_of(judged, meaning, spot))
                 return self._settle(row, recorded, partly=meaning is Meaning.PARTIAL)
+
+    def _wait_at_mark(self, error: BaseException, meaning: Meaning) -> None:
+        """The task has not begun, so no error here costs an attempt: try the mark again, or give the worker up."""
+        passing = meaning in (Meaning.RETRY, Meaning.CONFLICT) or sqlstate_of(error) == "57014"
+        if not passing:
+            raise Refused(f"the item's mark was refused: {type(error).__name__}: {message_of(error)}") from error
+        self.voice.began()
+        if self._pause(PAUSE_S):
+            raise Stopping from error
 
     def failing(self, error: BaseException, spot: Spot, item: Item) -> Result:
         """What an error of a task without database or ledger comes to."""
@@ -161,6 +177,7 @@ class ItemRunner:
         assert link is not None
         separate = self._separate if mark else None
         own_mark = [mark] if mark and not separate else []
+        self._opening = True
         try:
             gate = link.ensure()
             gate.arm([link.begin, *self._locals, *own_mark], marked=bool(own_mark))
@@ -169,6 +186,7 @@ class ItemRunner:
                 outer.arm([separate.begin, mark], marked=True)
                 outer.open()
             gate.open()
+            self._opening = False
             value = body()
             if not gate.committed:
                 gate.final = True
@@ -275,7 +293,7 @@ class ItemRunner:
 
     def judge(self, error: BaseException) -> tuple[BaseException, Meaning]:
         """What an error means; an overrun shows as whatever it interrupted."""
-        lost, self._lost = self._lost, False
+        lost, self._lost, self._opening = self._lost, False, False
         if self.deadline.expired and not lost:
             error = self.deadline.error().with_traceback(error.__traceback__)
             self.deadline.expired = False

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from batchrun.execution.attempt import ItemRunner
-from batchrun.execution.orders import Ended, Message, Order, Said, Settled, Unreadable, sent
+from batchrun.execution.orders import Ended, Message, Order, Settled, Unreadable, sent
 from batchrun.execution.pool import Died, Heard, Worker
 from batchrun.execution.recording import RUN_ENDING
 from batchrun.execution.strategies import OrderRunner
+from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
 from batchrun.execution.worker import Parts, failure_of
 
@@ -38,7 +39,7 @@ class InlineExecutor:
             return
         self._parts = Parts(self._work, 0)
         state = self._parts.start()
-        runner: ItemRunner = self._parts.runner(state, self._pause, self._notice, inline=True)
+        runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._messages.append, timed=False), inline=True)
         self._runner = OrderRunner(runner, self._messages.append)
 
     def _pause(self, wait_s: float) -> bool:
@@ -46,9 +47,6 @@ class InlineExecutor:
         while not (stopping := self._stopped or self._is_stopping()) and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
         return stopping
-
-    def _notice(self, text: str) -> None:
-        self._messages.append(Said("WARNING", text))
 
     def room(self) -> int:
         return 0 if self._stopped else 1 - len(self._waiting)
@@ -74,6 +72,10 @@ class InlineExecutor:
 
     def stop(self) -> None:
         self._stopped = True
+
+    def leave(self) -> bool:
+        """Nobody has to be waited for: ``close`` cleans up."""
+        return False
 
     def wait(self, timeout_s: float) -> Iterator[Heard | Died]:
         """Run one order to its end, then yield what it said. A Ctrl-C in a task comes through; nothing said is lost."""

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from batchrun.database.engines import WorkerEngine, begin_statement
 from batchrun.database.failures import is_refusal, message_of
 from batchrun.database.gate import Gate
+from batchrun.execution.voice import Voice
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
 
@@ -27,10 +28,10 @@ class Refused(BaseException):
 class Link:
     """Holds one connection for as long as it is good; with ``pool = "null"`` for one transaction."""
 
-    def __init__(self, engine: WorkerEngine, pause: Callable[[float], bool], notice: Callable[[str], None]) -> None:
+    def __init__(self, engine: WorkerEngine, pause: Callable[[float], bool], voice: Voice) -> None:
         self._engine = engine
         self._pause = pause  # waits; True = the run is stopping
-        self._notice = notice
+        self._voice = voice
         self._held: Connection | None = None
         self._gate: Gate | None = None
         self._holds = engine.spec.pool != "null"
@@ -60,12 +61,16 @@ class Link:
         pause, told = FIRST_PAUSE_S, False
         while True:
             try:
-                return self._connect()
+                gate = self._connect()
+                if told:
+                    self._voice.began()
+                return gate
             except DBAPIError as error:
                 if is_refusal(error):
                     raise Refused(" ".join(message_of(error).split())) from None
                 if not told:
-                    self._notice(f"The database cannot be reached; waiting for it: {' '.join(message_of(error).split())}")
+                    self._voice.waiting()
+                    self._voice.notice(f"The database cannot be reached; waiting for it: {' '.join(message_of(error).split())}")
                     told = True
             if self._pause(pause * random.uniform(0.5, 1.0)):
                 raise Stopping
@@ -75,6 +80,7 @@ class Link:
         self._held = self._engine.engine.connect()
         raw: Any = self._held.connection.dbapi_connection
         self._gate = self._engine.gates[id(raw)]
+        self._gate.on_turn = (self._voice.waiting, self._voice.began)
         return self._gate
 
     def is_lost(self) -> bool:

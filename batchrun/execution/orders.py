@@ -19,6 +19,8 @@ from batchrun.items import Item, ItemError
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 """A result or item larger than this fails its item: it belongs into the database or a file, not into a pipe."""
 
+REMEDY = "Pass its primary key, not the object."
+
 _PLAIN = frozenset({type(None), bool, int, float})
 
 
@@ -61,7 +63,10 @@ class Order:
 
 
 class Sent(NamedTuple):
-    """An order as the worker gets it. start: its first item in the whole run. items: one pickle of all, or a list of pickles where ``singly``."""
+    """An order as the worker gets it. start: its first item in the whole run.
+
+    items: one pickle of all, or a list of pickles where ``singly``.
+    """
 
     id: int
     no: int
@@ -87,9 +92,10 @@ class Trouble(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The worker has its engine and its state, and waits for orders."""
+    """The worker has its engine and its state, and waits for orders. cleans_up: its initializer has a rest to run at the end."""
 
     pid: int
+    cleans_up: bool = False
 
 
 class Settled(NamedTuple):
@@ -121,6 +127,12 @@ class Began(NamedTuple):
     offset: int
 
 
+class Waiting(NamedTuple):
+    """With a time limit: the order waits for the database or for its turn to write; the limit does not run meanwhile."""
+
+    order: int
+
+
 class Failed(NamedTuple):
     """The worker cannot work at all: its task, engine or initializer failed. kind: "job", "database", "fenced", "corrupt"."""
 
@@ -135,11 +147,11 @@ class Said(NamedTuple):
     text: str
 
 
-Message = Ready | Settled | Ended | Unreadable | Began | Failed | Said
+Message = Ready | Settled | Ended | Unreadable | Began | Waiting | Failed | Said
 
 
 class Packed(NamedTuple):
-    """A value that is not of a plain type, pickled and read back once in the worker, so that it cannot hurt the parent."""
+    """A value of no plain type: pickled, and read back once in the worker, so that it cannot hurt the parent."""
 
     data: bytes
 
@@ -199,7 +211,7 @@ def _encode_one(item: Item) -> bytes:
         return bytes(cloudpickle.dumps(item, protocol=pickle.HIGHEST_PROTOCOL))
     except Exception as error:
         kind = type(item)
-        said = f"This item, a {kind.__module__}.{kind.__qualname__}, cannot be sent to a worker: {error}. Pass its primary key, not the object."
+        said = f"This item, a {kind.__module__}.{kind.__qualname__}, cannot be sent to a worker: {error}. {REMEDY}"
         return pickle.dumps(Unstorable(kind.__qualname__, said))
 
 

@@ -38,8 +38,8 @@ def check_crossing(function: Callable[..., Any], *, what: str = "The task") -> N
         kind = next((forbidden for forbidden in _FORBIDDEN if isinstance(value, forbidden)), None)
         if kind is not None:
             raise JobError(
-                f"{what} {name!s} uses the variable {variable!r}, a SQLAlchemy {kind.__name__} of this process. A connection must "
-                f"not be shared with another process. {_REMEDIES[kind.__name__]}"
+                f"{what} {name!s} uses the variable {variable!r}, a SQLAlchemy {kind.__name__} of this process. A connection "
+                f"must not be shared with another process. {_REMEDIES[kind.__name__]}"
             )
         if isinstance(value, type) and value.__module__ == "__main__" and hasattr(value, "__mapper__"):
             raise JobError(
@@ -116,6 +116,6 @@ def pack_work(work: Work) -> bytes:
         return bytes(cloudpickle.dumps(work))
     except Exception as error:
         raise JobError(
-            f"The task of job {work.job} cannot be sent to a worker: {type(error).__name__}: {error}. What it closes over must be "
-            "plain data; make clients and files in an initializer, and reach them as ctx.state."
+            f"The task of job {work.job} cannot be sent to a worker: {type(error).__name__}: {error}. What it closes over must "
+            "be plain data; make clients and files in an initializer, and reach them as ctx.state."
         ) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import pickle
 import selectors
@@ -25,7 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from batchrun.errors import BatchrunError
-from batchrun.execution.orders import Ended, Message, Order, Ready, Settled, Stop, sent
+from batchrun.execution.orders import Ended, Message, Order, Ready, Settled, Stop, Waiting, sent
 from batchrun.execution.processes import Launcher, Process
 
 _HEADER = struct.Struct("!i")
@@ -76,6 +77,7 @@ class Worker:
     is_ready: bool = False
     is_leaving: bool = False
     exclusive: bool = False
+    cleans_up: bool = False
 
 
 class LocalPool:
@@ -163,17 +165,19 @@ class LocalPool:
             if clock < late and order_id in worker.orders
         ]
 
-    def next_deadline(self, limit_s: float) -> float | None:
-        """When the first running order will be overdue, on the monotonic clock."""
-        clocks = [clock for worker in self._workers.values() for clock in worker.clocks.values()]
-        return min(clocks) + limit_s if clocks else None
-
     def stop(self) -> None:
         """Ask every worker to begin no further item and to end."""
         for worker in self._workers.values():
             if not worker.is_leaving:
                 worker.is_leaving = True
                 self._send(worker, Stop())
+
+    def leave(self) -> bool:
+        """Have workers end by themselves where an initializer has something to clean up; True while one still does."""
+        is_cleaning = any(worker.cleans_up for worker in self._workers.values())
+        if is_cleaning:
+            self.stop()
+        return is_cleaning
 
     def kill(self, worker: Worker) -> None:
         """End a worker at once; its death comes out of ``wait``."""
@@ -215,13 +219,13 @@ class LocalPool:
     def _noted(self, worker: Worker, message: Message) -> Order | None:
         """Keep the books of a worker in step with what it says. Returns the order the message is about."""
         if isinstance(message, Ready):
-            worker.is_ready = True
+            worker.is_ready, worker.cleans_up = True, message.cleans_up
             return None
         order_id = getattr(message, "order", None)
         order = worker.orders.get(order_id) if order_id is not None else None
         if order is None or order_id is None:
             return None
-        worker.clocks[order_id] = time.monotonic()
+        worker.clocks[order_id] = math.inf if isinstance(message, Waiting) else time.monotonic()
         if isinstance(message, Settled):
             order.reached += message.amount
         elif isinstance(message, Ended):

@@ -8,7 +8,6 @@ reading      no transaction; one mark for what the order came to
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -17,7 +16,7 @@ from batchrun.codec import Unstorable
 from batchrun.database.failures import Meaning
 from batchrun.database.gate import MarkMissed
 from batchrun.execution.attempt import ItemRunner
-from batchrun.execution.orders import Began, Ended, Message, Sent, Settled, Trouble, Unreadable, decode_items, pack
+from batchrun.execution.orders import Ended, Message, Sent, Settled, Trouble, Unreadable, decode_items, pack
 from batchrun.execution.recording import RUN_ENDING, Result, Row
 from batchrun.items import Item, OutcomeStatus
 from batchrun.ledger.marks import Spot
@@ -31,7 +30,8 @@ BEGAN_S = 0.05
 class Reporter:
     """Gathers what is settled and sends it, at once where items are slow, many in one message where they are not."""
 
-    def __init__(self, order: int, send: Callable[[Message], None], wants_values: bool) -> None:
+    def __init__(self, order: int, send: Callable[[Message], None], wants_values: bool, *, eager: bool) -> None:
+        self._patience_s = 0.0 if eager else FLUSH_S  # where a death is to be billed, the parent must know who ran
         self._order = order
         self._send = send
         self._values: list[Any] | None = [] if wants_values else None
@@ -39,7 +39,7 @@ class Reporter:
         self._troubles: list[Trouble] = []
         self._count = 0
         self._first = 0
-        self._flushed = time.monotonic()
+        self._flushed = monotonic()
 
     def add(self, result: Result) -> None:
         """One more item is settled."""
@@ -52,7 +52,7 @@ class Reporter:
         if self._values is not None:
             self._values.append(value)
         self._count += 1
-        if monotonic() - self._flushed >= FLUSH_S:
+        if monotonic() - self._flushed >= self._patience_s:
             self.flush()
 
     def flush(self) -> None:
@@ -62,7 +62,7 @@ class Reporter:
             self._first += self._count
             self._count, self._troubles = 0, []
             self._values = [] if self._wants_values else None
-        self._flushed = time.monotonic()
+        self._flushed = monotonic()
 
 
 class _FallBack(Exception):
@@ -83,18 +83,19 @@ class OrderRunner:
 
     def run(self, sent: Sent) -> None:
         """Run an order as far as it goes; sends Settled messages and an Ended. Raises what ends the worker."""
-        began = time.monotonic()
+        began = monotonic()
+        self._runner.voice.order = sent.id
         try:
             items = decode_items(sent.items)
         except BaseException:  # foreign code in an item's __setstate__; sent one by one, only the guilty one fails
             self._send(Unreadable(sent.id))
             return
-        report = Reporter(sent.id, self._send, self._runner.work.wants_values)
+        report = Reporter(sent.id, self._send, self._runner.work.wants_values, eager=sent.alone)
         try:
             self._choose(sent, items)(sent, items, report)
         finally:
             report.flush()
-        self._send(Ended(sent.id, time.monotonic() - began))
+        self._send(Ended(sent.id, monotonic() - began))
 
     def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], None]:
         if self._plain:
@@ -154,15 +155,15 @@ class OrderRunner:
     def _each(self, sent: Sent, items: list[Item]) -> list[Any]:
         runner = self._runner
         values = []
-        told = time.monotonic()
+        told = monotonic()
         for offset, item in enumerate(items):
             if runner.stopping():
                 raise _Stopped
             if isinstance(item, Unstorable):
                 raise _FallBack
-            if runner.deadline.timeout_s is not None and time.monotonic() - told >= BEGAN_S:
-                told = time.monotonic()
-                self._send(Began(sent.id, offset))
+            if monotonic() - told >= BEGAN_S:
+                told = monotonic()
+                runner.voice.began(offset)
             context = runner.context(self._spot(sent, offset), item, sent.start + offset)
             values.append(runner.call_in_session(item, context, final=False))
             if runner.link is None or runner.link.gate.rolled_back:

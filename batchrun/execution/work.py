@@ -19,7 +19,8 @@ class Work:
 
     task_params: keyword arguments of the task. params: all parameters, for ``ctx``. engine: None = no database.
     marks: None = an anonymous run. books: the ledger's engine where it is in another database than the work.
-    run_folder, turnstile_for: SQLite's lock files, and the identity of the database whose writers take turns. wants_values: somebody reads what tasks return.
+    run_folder, turnstile_for: SQLite's lock files, and the identity of the database whose writers take turns.
+    wants_values: somebody reads what tasks return.
     captures_output: prints and log records go to the parent, which draws them above its bar.
     """
 

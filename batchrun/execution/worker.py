@@ -36,6 +36,7 @@ from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.link import Refused, Stopping
 from batchrun.execution.orders import Failed, Message, Ready, Said, Sent, Stop
 from batchrun.execution.strategies import OrderRunner
+from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
 from batchrun.ledger.marks import Corrupt, Fenced
 
@@ -53,11 +54,11 @@ def worker_main(connection: Connection, number: int, folder: str | None, blob: b
         abandon_inherited_engines()
     send = _sender(connection)
     try:
-        work, runners, close = _prepare(number, folder, blob, connection, send)
+        work, runners, parts = _prepare(number, folder, blob, connection, send)
     except BaseException as error:
         _tell_failure(send, error)
         return
-    send(Ready(os.getpid()))
+    send(Ready(os.getpid(), parts.cleans_up))
     try:
         runners(work)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -65,8 +66,16 @@ def worker_main(connection: Connection, number: int, folder: str | None, blob: b
     except BaseException as error:
         _tell_failure(send, error)
     finally:
-        with contextlib.suppress(Exception):
-            close()
+        _clean_up(parts, send)
+
+
+def _clean_up(parts: Parts, send: Callable[[Message], None]) -> None:
+    try:
+        parts.close()
+    except Exception as error:
+        with contextlib.suppress(OSError, ValueError):  # the parent may be gone
+            told = plain_error(error)
+            parts.voice(send).notice(f"The clean-up of a worker raised {told.type}: {told.message}")
 
 
 def guard_against_orphanhood() -> None:
@@ -88,9 +97,12 @@ def guard_against_orphanhood() -> None:
 
 
 def ignore_signals() -> None:
-    """Ctrl-C and a stopping service reach the whole group; the parent alone decides what they mean."""
+    """Ctrl-C and a stopping service reach the whole group; the parent alone decides what they mean.
+
+    A handler that does nothing, rather than SIG_IGN, which programs that a task starts would inherit.
+    """
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.SIG_IGN)
+        signal.signal(name, lambda number, frame: None)
 
 
 def _sender(connection: Connection) -> Callable[[Message], None]:
@@ -106,7 +118,7 @@ def _sender(connection: Connection) -> Callable[[Message], None]:
 
 def _prepare(
     number: int, folder: str | None, blob: bytes, connection: Connection, send: Callable[[Message], None]
-) -> tuple[Work, Callable[[Work], None], Callable[[], None]]:
+) -> tuple[Work, Callable[[Work], None], Parts]:
     if folder is not None:
         from batchrun.loading import install_jobs_package
 
@@ -126,7 +138,7 @@ def _prepare(
         else:
             _run_in_threads(parts, state, inbox, send)
 
-    return work, run, parts.close
+    return work, run, parts
 
 
 class Parts:
@@ -161,11 +173,17 @@ class Parts:
             state = next(state)
         return state
 
-    def runner(
-        self, state: Any, pause: Callable[[float], bool], notice: Callable[[str], None], *, inline: bool = False
-    ) -> ItemRunner:
+    @property
+    def cleans_up(self) -> bool:
+        """Has the initializer a rest to run at the end?"""
+        return self._rest is not None
+
+    def voice(self, send: Callable[[Message], None]) -> Voice:
+        return Voice(send, timed=self.work.options.timeout is not None)
+
+    def runner(self, state: Any, pause: Callable[[float], bool], voice: Voice, *, inline: bool = False) -> ItemRunner:
         """One thread's ItemRunner. Each has its own place in the turnstile."""
-        return ItemRunner(self.work, self.engine, self.books, state, pause=pause, notice=notice, inline=inline)
+        return ItemRunner(self.work, self.engine, self.books, state, pause=pause, voice=voice, inline=inline)
 
     def close(self) -> None:
         """Run the rest of an initializer that yielded, and close connections."""
@@ -208,7 +226,7 @@ class Inbox:
 
 
 def _run_here(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Message], None]) -> None:
-    orders = OrderRunner(parts.runner(state, inbox.pause, _notice(send)), send)
+    orders = OrderRunner(parts.runner(state, inbox.pause, parts.voice(send)), send)
     while isinstance(message := inbox.next(), Sent):
         orders.run(message)
 
@@ -239,17 +257,13 @@ def _thread(parts: Parts, state: Any, waiting: Any, stopping: threading.Event, s
         return stopping.wait(wait_s) if wait_s else stopping.is_set()
 
     try:
-        orders = OrderRunner(parts.runner(state, pause, _notice(send)), send)
+        orders = OrderRunner(parts.runner(state, pause, parts.voice(send)), send)
         while (sent := waiting.get()) is not None and not stopping.is_set():
             orders.run(sent)
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)  # the parent is gone; the main thread may be waiting for this one
     except BaseException as error:
         _tell_failure(send, error)
-
-
-def _notice(send: Callable[[Message], None]) -> Callable[[str], None]:
-    return lambda text: send(Said("WARNING", text))
 
 
 def _tell_failure(send: Callable[[Message], None], error: BaseException) -> None:

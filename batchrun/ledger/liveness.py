@@ -56,7 +56,7 @@ def _boot() -> str:
     """The boot and the process namespace, because a container may share its host's name with another."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{boot}:{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
         return ":"
 

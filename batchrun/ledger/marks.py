@@ -91,7 +91,8 @@ class Marks:
             mark = self.of_retry(spot, "failed")
             return mark.replace(f"state = 'retry' AND attempts = {spot.attempt - 1}", loose) if partly else mark
         found = f"pos IN ({spot.pos}, {spot.pos + 1})" if partly else f"pos = {spot.pos}"
-        return f"UPDATE {self._chunk} SET pos = {spot.pos + 1}, deaths = 0 WHERE {self._mine} AND no = {spot.no} AND {found}"
+        moved = f"UPDATE {self._chunk} SET pos = {spot.pos + 1}, deaths = 0"
+        return f"{moved} WHERE {self._mine} AND no = {spot.no} AND {found}"
 
     def running(self, spot: Spot) -> str:
         """transaction="none", a retry: its row says that it is under way before anything outside happens."""
@@ -99,7 +100,8 @@ class Marks:
 
     def of_running(self, spot: Spot) -> str:
         """transaction="none": the compare-and-swap of an item that was under way and went wrong."""
-        return f"UPDATE {self._item} SET epoch = epoch WHERE {self._mine} AND no = {spot.no} AND pos = {spot.pos} AND state = 'running'"
+        where = f"WHERE {self._mine} AND no = {spot.no} AND pos = {spot.pos} AND state = 'running'"
+        return f"UPDATE {self._item} SET epoch = epoch {where}"
 
     def ending(self, spot: Spot) -> str:
         """transaction="none": the item that was under way is done; a first attempt's row has served its purpose."""

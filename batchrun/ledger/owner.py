@@ -119,7 +119,8 @@ class Owner:
         """
         now = now_expression(self.engine.dialect.name)
         row: dict[str, Any] = {
-            "id": new.id, "job": new.job, "name": new.name, "status": RunStatus.RUNNING.value, "token": self.token, "epoch": self.epoch,
+            "id": new.id, "job": new.job, "name": new.name, "status": RunStatus.RUNNING.value, "token": self.token,
+            "epoch": self.epoch,
             "heartbeat": now, "owner": str(liveness.this_process()), "next_no": 0, "cursor": None, "bound": new.bound,
             "fingerprint": new.fingerprint, "sealed": False, "params": new.params, "options": new.options,
             "guarantee": new.guarantee, "workers": new.workers, "total": new.total, "started": now, "ended": None,
