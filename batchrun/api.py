@@ -176,7 +176,7 @@ def _call(given: Mapping[str, Any], written: Sequence[str]) -> Call:
     return Call(
         job=job,
         options=options,
-        folder=Path.cwd() if job.folder is None else Path(job.folder),
+        folder=_here() if job.folder is None else Path(job.folder),
         items=given["items"],
         params=parse_params(job, given["params"] or {}),
         database=None if database is None else spec_of(database),
@@ -184,6 +184,14 @@ def _call(given: Mapping[str, Any], written: Sequence[str]) -> Call:
         name=name,
         accept_changes=given["accept_changes"],
     )
+
+
+def _here() -> Path:
+    """The working directory; the root where it was deleted, so that only what is really relative to it fails."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path("/")
 
 
 def _name_of(task: Any) -> str:

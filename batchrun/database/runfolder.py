@@ -24,6 +24,7 @@ class AliveLock:
         folder.mkdir(mode=0o700, exist_ok=True)
         self._folder = folder
         self._descriptor = os.open(folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        _held.add(self._descriptor)
 
     def take(self) -> bool:
         """True when it is ours now; False when a living owner holds it."""
@@ -37,7 +38,17 @@ class AliveLock:
         """Let go. remove: the run's lock files are needed no more."""
         if remove:
             shutil.rmtree(self._folder, ignore_errors=True)
+        _held.discard(self._descriptor)
         os.close(self._descriptor)
+
+
+_held: set[int] = set()
+
+
+def let_go_in_child() -> None:
+    """In a forked child: close our copies, or the parent would seem to live on in its workers."""
+    while _held:
+        os.close(_held.pop())
 
 
 def is_held(folder: Path) -> bool:

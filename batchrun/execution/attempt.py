@@ -84,6 +84,12 @@ class ItemRunner:
         limit = max(1, round(self.work.options.timeout * 1000))
         return [f"SET LOCAL statement_timeout = {limit}", f"SET LOCAL idle_in_transaction_session_timeout = {limit + 60_000}"]
 
+    def close(self) -> None:
+        """Give back its connections."""
+        for link in (self.link, self._separate):
+            if link is not None:
+                link.close()
+
     # One item, to its end.
 
     def one(self, spot: Spot, item: Item, index: int, *, recorded: bool = True) -> Result:
@@ -162,7 +168,7 @@ class ItemRunner:
         else:
             mark = self.marks.of(spot) if self.marks else None
             value = self.in_transaction(mark, lambda: self.call_in_session(given, context))
-        return Result("done", value=value[0] if self.work.options.batched and isinstance(value, list) and value else value)
+        return Result("done", value=value[0] if isinstance(value, list) else value)
 
     def _settle(self, row: Row, recorded: bool, *, partly: bool = False) -> Result:
         if self.recorder is None or not recorded:
@@ -263,11 +269,11 @@ class ItemRunner:
             if context is not None:
                 context.deadline = deadline
             value = self.call(session, given, context)
-            return self._pack(value) if self.work.wants_values else None
+            return self._pack(value, given) if self.work.wants_values else None
 
-    def _pack(self, value: Any) -> Any:
-        """A batch's list has one value an item; anything else is the value of each."""
-        if self.work.options.batched and isinstance(value, list | tuple):
+    def _pack(self, value: Any, given: Any) -> Any:
+        """A batch's list has one value an item if it is as long; anything else, packed as a whole, is the value of each."""
+        if self.work.options.batched and isinstance(value, list | tuple) and len(value) == len(given):
             return [pack(one) for one in value]
         return pack(value)
 

@@ -27,7 +27,7 @@ class InlineExecutor:
         self._runner: OrderRunner | None = None
         self._waiting: deque[Order] = deque()
         self._messages: list[Message] = []
-        self._heard: list[Heard | Died] = []
+        self._heard: list[tuple[Message, Order | None]] = []
         self._next_order = 0
         self._stopped = False
 
@@ -38,7 +38,11 @@ class InlineExecutor:
         if self._runner is not None:
             return
         self._parts = Parts(self._work, 0)
-        state = self._parts.start()
+        try:
+            state = self._parts.start()
+        except Exception as error:
+            self._heard += [(failure, None)] if (failure := failure_of(error)) else []
+            return
         runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._messages.append, timed=False), inline=True)
         self._runner = OrderRunner(runner, self._messages.append)
 
@@ -84,7 +88,8 @@ class InlineExecutor:
         elif not self._heard:
             self._pause(timeout_s)
         heard, self._heard = self._heard, []
-        yield from heard
+        for message, order in heard:  # noted one by one: each tells how far the order has come
+            yield self._noted(message, order)
 
     def _run(self, order: Order) -> None:
         assert self._runner is not None
@@ -97,10 +102,10 @@ class InlineExecutor:
             raise
         finally:
             messages, self._messages[:] = list(self._messages), []
-            self._heard += [self._noted(message, order) for message in messages]
+            self._heard += [(message, order) for message in messages]
 
-    def _noted(self, message: Any, order: Order) -> Heard:
-        if isinstance(message, Settled):
+    def _noted(self, message: Message, order: Order | None) -> Heard:
+        if isinstance(message, Settled) and order is not None:
             order.reached += message.amount
         return Heard(0, message, order if isinstance(message, Settled | Ended | Unreadable) else None)
 

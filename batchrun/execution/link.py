@@ -97,6 +97,15 @@ class Link:
             held.invalidate()
             held.close()
 
+    def close(self) -> None:
+        """The end of its thread's work: give the connection back, so that disposing of the engine closes it."""
+        held, gate = self._held, self._gate
+        self._held = self._gate = None
+        if gate is not None:
+            gate.active = False
+        if held is not None:
+            held.close()
+
     def settle_down(self) -> None:
         """Between items: close what the item ended with, and drop a connection the next item must not see."""
         gate = self._gate

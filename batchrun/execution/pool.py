@@ -107,7 +107,7 @@ class LocalPool:
             self._failing_since = None
         except (EOFError, OSError) as error:
             self._failing_since = self._failing_since or time.monotonic()
-            if time.monotonic() - self._failing_since > START_PATIENCE_S:
+            if not self._workers and time.monotonic() - self._failing_since > START_PATIENCE_S:
                 raise BatchrunError(f"Worker processes cannot be started: {type(error).__name__}: {error}.") from error
 
     @property

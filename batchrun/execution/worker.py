@@ -30,11 +30,12 @@ from sqlalchemy.exc import DBAPIError
 
 from batchrun.database.engines import WorkerEngine, abandon_inherited_engines, worker_engine
 from batchrun.database.failures import plain_error
+from batchrun.database.runfolder import let_go_in_child
 from batchrun.database.turnstile import Turnstile
 from batchrun.errors import BatchrunError
 from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.link import Refused, Stopping
-from batchrun.execution.orders import Failed, Message, Ready, Said, Sent, Stop
+from batchrun.execution.orders import Failed, Message, Ready, Sent, Stop
 from batchrun.execution.strategies import OrderRunner
 from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
@@ -51,6 +52,7 @@ def worker_main(connection: Connection, number: int, folder: str | None, blob: b
     guard_against_orphanhood()
     ignore_signals()
     if inherited:
+        let_go_in_child()
         abandon_inherited_engines()
     send = _sender(connection)
     try:
@@ -150,6 +152,7 @@ class Parts:
         self.engine = self._engine(work.engine)
         self.books = self._engine(work.books)
         self._rest: Iterator[Any] | None = None
+        self._runners: list[ItemRunner] = []
 
     def _engine(self, spec: Any) -> WorkerEngine | None:
         if spec is None:
@@ -183,12 +186,16 @@ class Parts:
 
     def runner(self, state: Any, pause: Callable[[float], bool], voice: Voice, *, inline: bool = False) -> ItemRunner:
         """One thread's ItemRunner. Each has its own place in the turnstile."""
-        return ItemRunner(self.work, self.engine, self.books, state, pause=pause, voice=voice, inline=inline)
+        runner = ItemRunner(self.work, self.engine, self.books, state, pause=pause, voice=voice, inline=inline)
+        self._runners.append(runner)
+        return runner
 
     def close(self) -> None:
         """Run the rest of an initializer that yielded, and close connections."""
         if self._rest is not None:
             next(self._rest, None)
+        for runner in self._runners:
+            runner.close()
         for engine in (self.engine, self.books):
             if engine is not None:
                 engine.engine.dispose()

@@ -11,15 +11,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Insert, Update, insert, select, update
 
-from batchrun.errors import BatchrunError
+from batchrun.errors import AlreadyRunning, BatchrunError
 from batchrun.items import ItemError
 from batchrun.ledger.schema import Tables
 
 
-class Fenced(BatchrunError):
+class Fenced(AlreadyRunning):
     """Another process has taken the run over: this one may write nothing more."""
-
-    exit_code = 75
 
 
 class Corrupt(BatchrunError):
