@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    event,
     insert,
     inspect,
     select,
@@ -59,6 +61,10 @@ def tables(schema: str | None = None) -> Tables:
     return Tables(metadata, _run(metadata), _chunk(metadata), _payload(metadata), _item(metadata), _meta(metadata), schema)
 
 
+# Leaves room for each mark's new row version to stay on its page (HOT), so that no index grows.
+_HALF_FULL = DDL("ALTER TABLE %(fullname)s SET (fillfactor = 50)")
+
+
 def _run(metadata: MetaData) -> Table:
     return Table(
         "batchrun_run",
@@ -89,8 +95,7 @@ def _run(metadata: MetaData) -> Table:
 
 
 def _chunk(metadata: MetaData) -> Table:
-    # Fillfactor 50 leaves room for each mark to stay on its page (HOT), so no index grows.
-    return Table(
+    made = Table(
         "batchrun_chunk",
         metadata,
         Column("run", Text, primary_key=True),
@@ -103,8 +108,9 @@ def _chunk(metadata: MetaData) -> Table:
         Column("first", Text),
         Column("last", Text),
         Column("open", Boolean, nullable=False),
-        postgresql_with={"fillfactor": 50},
     )
+    event.listen(made, "after_create", _HALF_FULL.execute_if(dialect="postgresql"))
+    return made
 
 
 def _payload(metadata: MetaData) -> Table:
@@ -146,6 +152,8 @@ def ddl(dialect_name: str, schema: str | None = None) -> str:
     known = tables(schema)
     dialect = sqlite.dialect() if dialect_name == "sqlite" else postgresql.dialect()  # type: ignore[no-untyped-call]
     made = [str(CreateTable(table).compile(dialect=dialect)).strip() + ";" for table in known.metadata.sorted_tables]
+    if dialect_name != "sqlite":
+        made.append(str(_HALF_FULL.against(known.chunk).compile(dialect=dialect)) + ";")
     layout = insert(known.meta).values(layout=LAYOUT).compile(dialect=dialect, compile_kwargs={"literal_binds": True})
     head = [f"CREATE SCHEMA IF NOT EXISTS {dialect.identifier_preparer.quote(schema)};"] if schema else []
     return "\n\n".join([*head, *made, f"{layout};"]) + "\n"
