@@ -49,7 +49,7 @@ from batchrun.loading import code_fingerprint, run_items
 from batchrun.options import OPTION_NAMES, FailureLimit, RunOptions
 from batchrun.parameters import dump_params, split_call
 from batchrun.runner import Executor, RunPlan, StopRequest
-from batchrun.runs import Counts, Report, new_run_id
+from batchrun.runs import Counts, Report, RunStatus, new_run_id
 from batchrun.sources.coerce import as_source
 from batchrun.sources.source import Source, SourceContext
 from batchrun.tasks import task_shape
@@ -112,6 +112,9 @@ def check(call: Call) -> None:
     check_crossing(call.job.task)
     if call.job.initializer is not None:
         check_crossing(call.job.initializer, what="The initializer")
+    for option in ("batched", "read_only"):
+        if call.database is None and getattr(call.options, option):
+            raise ConfigError(f"{option}: needs a session, so give a database as well")
     if call.name is not None and call.wants_results:
         raise ConfigError("results=True cannot be combined with name=: a run that continues has no results of its earlier parts.")
     if call.durable and call.database is None and call.ledger is None:
@@ -317,6 +320,7 @@ class _Opening:
         feed = Feed(reader, limit=options.limit, total=stored.total, taken=counts.planned)
         plan = self._put_together(DurableBook(owner, reading), feed, counts, owner)
         plan.next_no = stored.next_no
+        plan.counts_anew = stored.status is RunStatus.HALTED
         if resumed:
             self._pick_up(plan, owner, reading)
         self._announce(plan, resumed=resumed)

@@ -94,6 +94,7 @@ class RunPlan:
     wants_results: bool = False
     wants_outcomes: bool = False
     has_database: bool = True
+    counts_anew: bool = False  # max_failures leaves earlier failures out: a halted run that is resumed is meant to go on
     stop: StopRequest = field(default_factory=StopRequest)
     observers: tuple[Observer, ...] = ()
 
@@ -311,6 +312,7 @@ class Runner:
         now = time.monotonic()
         if now - self._checkpointed < CHECKPOINT_S:
             return
+        self._emit(Progressed(self._plan.counts, self._feed.total))  # a slow item must not look like a hang
         with _Later(self):
             self._checkpointed = now
             self._close_chunks()

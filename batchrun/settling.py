@@ -31,6 +31,9 @@ class Settling:
         self._emit = emit
         self._wait_for_retry = wait_for_retry
         self._outcomes: list[Outcome] = []
+        counts, anew = plan.counts, plan.counts_anew
+        self._forgiven = counts.failed + counts.quarantined if anew else 0
+        self._settled_before = counts.settled if anew else 0
         self.failures: list[Outcome] = []
         self.results: list[Any] | None = [] if plan.wants_results else None
 
@@ -48,12 +51,13 @@ class Settling:
     def is_over_limit(self) -> bool:
         """More failures than ``max_failures`` allows?"""
         limit, counts = self._plan.options.max_failures, self._plan.counts
-        bad = counts.failed + counts.quarantined
         if limit is None:
             return False
+        bad = counts.failed + counts.quarantined - self._forgiven
         if limit.count is not None:
             return bad > limit.count
-        return limit.percent is not None and counts.settled >= PERCENT_FROM and bad * 100 > limit.percent * counts.settled
+        settled = counts.settled - self._settled_before
+        return limit.percent is not None and settled >= PERCENT_FROM and bad * 100 > limit.percent * settled
 
     def settled(self, order: Order, message: Settled) -> None:
         """A worker settled further items of an order."""

@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateSchema, CreateTable
 
 from batchrun.database.failures import message_of, sqlstate_of
 from batchrun.errors import ConfigError, DatabaseError
@@ -62,7 +62,7 @@ def tables(schema: str | None = None) -> Tables:
 
 
 # Leaves room for each mark's new row version to stay on its page (HOT), so that no index grows.
-_HALF_FULL = DDL("ALTER TABLE %(fullname)s SET (fillfactor = 50)")
+_HALF_FULL: DDL = DDL("ALTER TABLE %(fullname)s SET (fillfactor = 50)")  # type: ignore[no-untyped-call]
 
 
 def _run(metadata: MetaData) -> Table:
@@ -166,6 +166,8 @@ def ensure(engine: Engine, schema: str | None = None) -> Tables:
     this role may not create it.
     """
     known = tables(schema)
+    if schema and engine.dialect.name == "sqlite":
+        raise ConfigError(f"[ledger] schema: {schema!r} was given, but SQLite has no schemas; leave it out.")
     try:
         if inspect(engine).has_table("batchrun_meta", schema=schema):
             check_layout(engine, known)
@@ -195,6 +197,8 @@ def _create(engine: Engine, known: Tables) -> None:
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7317251120260)")
             if inspect(connection).has_table("batchrun_meta", schema=known.schema):
                 return
+            if known.schema:
+                connection.execute(CreateSchema(known.schema, if_not_exists=True))
             known.metadata.create_all(connection, checkfirst=False)
             connection.execute(insert(known.meta).values(layout=LAYOUT))
     except DBAPIError as error:
@@ -211,8 +215,10 @@ def _by_hand(engine: Engine, schema: str | None) -> str:
     role = engine.url.username or "this_role"
     place = f"{schema}." if schema else ""
     names = ", ".join(f"{place}{TABLE_PREFIX}{name}" for name in ("run", "chunk", "payload", "item", "meta"))
+    usage = f"\nGRANT USAGE ON SCHEMA {schema} TO {role};" if schema else ""
     return (
         "Have somebody who may do so run this, once:\n\n"
         + ddl(engine.dialect.name, schema)
         + f"\nGRANT SELECT, INSERT, UPDATE, DELETE ON {names} TO {role};"
+        + usage
     )
