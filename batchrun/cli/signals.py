@@ -1,0 +1,96 @@
+"""Signals while a run is carried out: the first asks it to end, the second ends it at once, the third leaves at once.
+
+before the run is open   the first leaves by Interrupted; what there is of the run can be resumed
+then                     stop.request(): running items may finish; again: they are cut off; again: os._exit
+after it                 nothing more happens: the run is recorded, only its report is still printed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchrun.runner import StopRequest
+
+EXIT_CODES = {"SIGHUP": 129, "SIGINT": 130, "SIGTERM": 143}
+
+
+class Interrupted(BaseException):
+    """Raised out of the opening of a run by a signal. exit_code: 128 and the signal's number."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.exit_code = EXIT_CODES[name]
+
+
+class SignalWatch:
+    """Handles SIGINT, SIGTERM and SIGHUP inside a ``with``.
+
+    stop: what to ask. advice: called with nothing, returns the line that says how to go on. keeps: leave the signals
+    ignored behind, because the process ends anyway; else the former handlers come back.
+
+    A background shell starts programs with SIGINT ignored, so the handlers are set explicitly; SIGHUP alone stays
+    ignored where it was, which is what nohup is for.
+    """
+
+    def __init__(self, stop: StopRequest, advice: Callable[[], str], *, keeps: bool) -> None:
+        self._stop = stop
+        self._advice = advice
+        self._keeps = keeps
+        self._former: dict[int, Any] = {}
+        self._is_open = self._is_over = False
+        self.first: str | None = None
+
+    @property
+    def exit_code(self) -> int | None:
+        """What the process ends with if the run was interrupted; None without a signal."""
+        return EXIT_CODES[self.first] if self.first else None
+
+    def opened(self) -> None:
+        """The run is open: from now on it ends by itself when asked."""
+        self._is_open = True
+
+    def over(self) -> None:
+        """The run is recorded: nothing is left to interrupt."""
+        self._is_over = True
+
+    def __enter__(self) -> SignalWatch:
+        if threading.current_thread() is threading.main_thread():
+            for name in EXIT_CODES:
+                number = getattr(signal, name, None)
+                if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                    self._former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._is_over = True
+        for number, former in self._former.items():
+            signal.signal(number, signal.SIG_IGN if self._keeps else former or signal.SIG_DFL)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self.first = self.first or name
+        if self._is_over:
+            return
+        if not self._is_open:
+            self._is_over = True  # a second one must not interrupt the way out
+            raise Interrupted(name)
+        self._stop.request(name)
+        if self._stop.level == 1:
+            _tell(f"{name}: finishing what is running; {self._advice()}")
+        elif self._stop.level > 2:
+            os._exit(EXIT_CODES[self.first])
+
+
+def _tell(text: str) -> None:
+    """Write to stderr by the system call alone: a handler may stand in the midst of a write to the stream."""
+    with contextlib.suppress(OSError):
+        end = "\x1b[K\n" if os.isatty(2) else "\n"
+        start = "\r" if os.isatty(2) else ""
+        os.write(2, f"{start}{text}{end}".encode())
