@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -302,16 +302,21 @@ def resume_job(
     place: Place,
     *,
     given_params: Mapping[str, Any] | None = None,
+    said: Collection[str] = (),
     accept_changes: bool = False,
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
     captures_output: bool = True,
     retried: bool = False,
 ) -> Report:
-    """Go on with a run where it stands. Its parameters come from the ledger; secrets, which are not there, are given."""
+    """Go on with a run where it stands. Its parameters come from the ledger; secrets, which are not there, are given.
+
+    given_params: of config.toml and the command line. said: those of them that the command line names; one that
+    differs from the run's raises RunChanged, or holds from now on with ``accept_changes``.
+    """
     with open_reading(place) as reading:
         stored = dict(reading.record(run).params)
-    params = restore_params(job, stored, given_params or {})
+    params = restore_params(job, stored, given_params or {}, said=said, accept_changes=accept_changes)
     return _carry_out(
         Call(
             job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,

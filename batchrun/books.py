@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from batchrun.codec import dump_items, key_text
+from batchrun.codec import UNSTORABLE, Unstorable, dump_items, key_text, load_items
 from batchrun.execution.orders import Order
 from batchrun.items import Item, ItemError
 from batchrun.ledger.marks import Spot
@@ -112,7 +112,11 @@ class DurableBook:
 
     def cut(self, no: int, pieces: Sequence[list[Item]], cursor: Any) -> None:
         ends = [(key_text(piece[0])[:KEY_LENGTH], key_text(piece[-1])[:KEY_LENGTH]) for piece in pieces]
-        self.owner.cut(no, [dump_items(piece) for piece in pieces], [len(piece) for piece in pieces], ends, cursor)
+        texts = [dump_items(piece) for piece in pieces]
+        for piece, text in zip(pieces, texts, strict=True):
+            if UNSTORABLE in text:  # an item the ledger cannot hold fails now, and not only after a resume
+                piece[:] = [own if type(own) is Unstorable else item for own, item in zip(load_items(text), piece, strict=True)]
+        self.owner.cut(no, texts, [len(piece) for piece in pieces], ends, cursor)
 
     def seal(self) -> None:
         self.owner.seal()

@@ -81,16 +81,16 @@ class Burials:
         return self._plan.options.threads
 
     def _one(self, died: Died, order: Order, *, several: bool) -> Iterator[int]:
-        self._catch_up(order)
+        if self._catch_up(order):
+            yield from self._rest(order, alone=order.alone)
+            return
         if order.reached >= len(order.items):
             yield from self._through(order)
             return
         options = self._plan.options
         together = options.transaction == "chunk" or options.batched or options.read_only
         shared = together and not order.alone and len(order.items) > 1
-        if self._cut_off(order):
-            yield from self._rest(order, alone=order.alone)
-        elif died.exitcode is None or died.was_asked:
+        if died.exitcode is None or died.was_asked:
             yield from self._rest(order, alone=order.alone, deaths=order.deaths)
         elif several or shared:
             self._tell(died, order, "It shared the worker with others, so it is tried again alone.")
@@ -101,23 +101,27 @@ class Burials:
         else:
             yield from self._bill(died, order)
 
-    def _catch_up(self, order: Order) -> None:
-        """Items that were settled, but whose report died with the worker."""
-        settled = self._plan.book.position(order)
+    def _catch_up(self, order: Order) -> bool:
+        """Items that were settled, but whose report died with the worker. True when the last of them was cut off instead."""
+        settled = 1 if order.retry else self._plan.book.position(order)
         while order.reached < settled:
+            if order.reached == settled - 1 and self._cut_off(order):
+                return True
+            if order.retry:
+                return False
             self._settling.settle(order.items[order.reached], OutcomeStatus.DONE, None, order.attempt)
             order.reached += 1
+        return False
 
     def _cut_off(self, order: Order) -> bool:
-        """transaction="none": the mark moved on before the task, so the item that ran is the one just before."""
-        options = self._plan.options
-        if options.transaction != "none" or not self._plan.book.durable or order.retry or order.reached == 0:
+        """Without a session the mark moves on before the task, so the item that ran is the last one that is marked."""
+        plan, options = self._plan, self._plan.options
+        if (plan.has_database and options.transaction != "none") or not plan.book.durable:
             return False
-        state = "retry" if options.idempotent else "unknown"
-        offset = order.reached - 1
-        if not self._plan.book.cut_off(order, offset, state):
+        offset = order.reached
+        if not plan.book.cut_off(order, offset, "retry" if options.idempotent else "unknown"):
             return False
-        self._plan.counts.done -= 1
+        order.reached += 1
         if options.idempotent:
             self._settling.retry(order, offset, 0.0)
         else:

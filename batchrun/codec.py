@@ -34,6 +34,10 @@ _SURROGATE_PAIR = re.compile(r"[\ud800-\udbff][\udc00-\udfff]")
 _to_text = json.JSONEncoder(ensure_ascii=True, check_circular=False, allow_nan=False, separators=(",", ":")).encode
 
 
+UNSTORABLE = '{"$unstorable":'
+"""What a text of items has in it if one of them could not be written down."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unstorable:
     """Stands in a list of items for one that cannot be written down; that item alone fails, with ``message``.
@@ -263,7 +267,10 @@ def refusal(value: object) -> str:
             "the task gets a session of its own."
         )
     if "_io" in roots or "io" in roots:
-        return f"An open file ({name}) cannot be stored: pass its path, and open it in the task."
+        return (
+            f"An open file ({name}) cannot be stored: pass its path, as you would pass the primary key, not the object; "
+            "the task opens it."
+        )
     if "enum" in roots:
         return f"An enum member ({name}) cannot be stored: pass its value, and make the member in the task."
     base = next((kind for kind in kinds[1:] if kind in _ENCODERS or kind in _PLAIN), None)

@@ -40,6 +40,7 @@ from batchrun.execution.packing import check_crossing, pack_work
 from batchrun.execution.pool import LocalPool
 from batchrun.execution.processes import Launcher
 from batchrun.execution.work import Work
+from batchrun.items import ItemError, Outcome, OutcomeStatus
 from batchrun.jobs import Job
 from batchrun.ledger import liveness, schema
 from batchrun.ledger.marks import MarksSpec
@@ -47,9 +48,10 @@ from batchrun.ledger.owner import Busy, NewRun, Owner
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.loading import code_fingerprint, run_items
 from batchrun.options import OPTION_NAMES, FailureLimit, RunOptions
-from batchrun.parameters import dump_params, split_call
+from batchrun.parameters import dump_params, secrets_in, split_call
 from batchrun.runner import Executor, RunPlan, StopRequest
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
+from batchrun.settling import MOST_FAILURES
 from batchrun.sources.coerce import as_source
 from batchrun.sources.source import Source, SourceContext
 from batchrun.tasks import task_shape
@@ -213,13 +215,8 @@ class _Opening:
 
     def _finished(self, stored: StoredRun) -> Report:
         """A finished run has its report in the ledger."""
-        from batchrun.items import ItemError, Outcome, OutcomeStatus
-
         assert self._reading is not None
-        failures = tuple(
-            Outcome(row.item, OutcomeStatus(row.state), None, ItemError(row.error_class, row.message, row.sqlstate), row.attempts)
-            for row in self._reading.troubled(stored.id, 1000)
-        )
+        failures = tuple(_failures(self._reading, stored.id))
         counts = self._reading.counts(stored.id)
         return Report(
             stored.id, stored.name, stored.job, stored.status, counts, 0.0, 0, stored.guarantee, failures, None,
@@ -308,6 +305,8 @@ class _Opening:
             source.accept_changes = call.accept_changes
         fingerprint = self._fingerprint(source, context)
         if stored is None:
+            if call.fresh:
+                self._refuse_second()  # before waiting for a turn to write, which a hanging item of the other may hold
             stored = self._create(owner, source, context, fingerprint)
             resumed = False
         else:
@@ -383,6 +382,7 @@ class _Opening:
         counts = reading.counts(owner.run)
         for name in ("planned", "done", "failed", "skipped", "quarantined", "unknown", "retries"):
             setattr(plan.counts, name, getattr(counts, name))
+        plan.failures = _failures(reading, owner.run)
         plan.more_retries = lambda known: _due(reading, owner.run, known)
         plan.retries = plan.more_retries(set())
 
@@ -401,9 +401,9 @@ class _Opening:
         if call.options.workers == 0:
             executor = InlineExecutor(work, lambda: call.stop.level > 0)
         else:
-            executor = LocalPool(
-                Launcher(call.options.start_method, call.job.folder, pack_work(work)), workers, call.options.threads
-            )
+            method, folder = call.options.start_method, call.job.folder
+            launcher = Launcher(method, folder, pack_work(work), captures_output=call.captures_output)
+            executor = LocalPool(launcher, workers, call.options.threads)
         return RunPlan(
             job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
             feed=feed,
@@ -425,13 +425,27 @@ class _Opening:
             books=call.ledger if owner and separate else None,
             run_folder=folder, turnstile_for=identity, task_params=task_params,
             params=dict(call.params), initializer=call.job.initializer, wants_values=call.wants_results or call.wants_outcomes,
-            captures_output=call.captures_output and call.options.workers != 0,
+            secrets=self._secrets(),
         )  # fmt: skip
+
+    def _secrets(self) -> tuple[str, ...]:
+        """What must not get into the ledger by way of an error's text: secret parameters, passwords of URLs."""
+        specs = (self._call.database, self._call.ledger)
+        passwords = [str(spec.url.password) for spec in specs if spec and spec.url is not None and spec.url.password]
+        return (*secrets_in(self._call.params), *passwords)
 
     def _announce(self, plan: RunPlan, *, resumed: bool) -> None:
         opened = RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed)
         for observer in plan.observers:
             observer(opened)
+
+
+def _failures(reading: Reading, run: str) -> list[Outcome]:
+    """What a report lists of items that went wrong before this call; their tracebacks are not kept."""
+    return [
+        Outcome(row.item, OutcomeStatus(row.state), None, ItemError(row.error_class, row.message, row.sqlstate), row.attempts)
+        for row in reading.troubled(run, MOST_FAILURES)
+    ]
 
 
 def _due(reading: Reading, run: str, known: set[tuple[int, int]]) -> list[tuple[float, Order]]:

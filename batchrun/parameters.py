@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import functools
 import inspect
 import json
 import sys
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, PydanticUserError, Secret, SecretByt
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from batchrun.durations import seconds
-from batchrun.errors import ConfigError, JobError
+from batchrun.errors import ConfigError, JobError, RunChanged
 from batchrun.jobs import Job
 from batchrun.masking import MASK
 from batchrun.options import OPTION_NAMES, SETTING_NAMES
@@ -125,7 +126,7 @@ def _resolved(function: Callable[..., Any], parameter: inspect.Parameter) -> Any
     if annotation is _NOT_GIVEN:
         return annotation
     holder = types.SimpleNamespace(__annotations__={parameter.name: annotation})
-    plain = inspect.unwrap(function)
+    plain = _innermost(function)
     try:
         hints = typing.get_type_hints(holder, getattr(plain, "__globals__", {}), _enclosed(plain), include_extras=True)
     except Exception as error:
@@ -135,6 +136,20 @@ def _resolved(function: Callable[..., Any], parameter: inspect.Parameter) -> Any
         ) from error
     found = hints[parameter.name]
     return found | None if parameter.default is None and not isinstance(found, str) and found is not Any else found
+
+
+def _innermost(function: Any) -> Any:
+    """The function inside a partial, a bound method or a callable object: its module's names are those its annotations use."""
+    while True:
+        function = inspect.unwrap(function)
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, types.MethodType):
+            function = function.__func__
+        elif isinstance(function, type) or hasattr(function, "__code__") or not hasattr(type(function).__call__, "__code__"):
+            return function
+        else:
+            function = type(function).__call__
 
 
 def _enclosed(function: Any) -> dict[str, Any]:
@@ -150,7 +165,7 @@ def _enclosed(function: Any) -> dict[str, Any]:
 
 
 def _where(function: Callable[..., Any]) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(_innermost(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else str(getattr(function, "__name__", function))
 
 
@@ -417,12 +432,32 @@ def dump_params(job: Job, values: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def restore_params(job: Job, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def restore_params(
+    job: Job, stored: Mapping[str, Any], given: Mapping[str, Any], *, said: Collection[str] = (), accept_changes: bool = False
+) -> dict[str, Any]:
     """Return the values of a run from what ``dump_params`` wrote, to resume it.
 
     given: those of config.toml and the command line, from which the secrets are taken, since the ledger has none.
-    Raises ConfigError for a secret that is not given again, and where the job takes other parameters by now.
+    said: those that the command line names; they must be the run's own, or ``accept_changes`` lets them hold from now on.
+    Raises ConfigError for a secret that is not given again, and where the job takes other parameters by now;
+    RunChanged for another value.
     """
+    kept = _kept_params(job, stored, given)
+    made = parse_params(job, kept)
+    changed = parse_params(job, {**kept, **{name: given[name] for name in said if name in given}})
+    if changed == made or accept_changes:
+        return changed
+    old, new = dump_params(job, made), dump_params(job, changed)
+    what = "; ".join(f"{name} was {old.get(name)!r}, is {new[name]!r}" for name in new if old.get(name) != new[name])
+    if not what:  # only secrets differ, which may well be new ones
+        return changed
+    raise RunChanged(
+        f"A run of {job.name} keeps its parameters, but the command line gives others: {what}. Leave them out, start a new run, "
+        "or go on with --accept-changes."
+    )
+
+
+def _kept_params(job: Job, stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     known = parameters_of(job)
     kept: dict[str, Any] = {}
     for name, value in stored.items():
@@ -435,7 +470,7 @@ def restore_params(job: Job, stored: Mapping[str, Any], given: Mapping[str, Any]
             raise ConfigError(
                 f"{name}: the ledger keeps no secrets; give this parameter again, or set it in config.toml as ${{VARIABLE}}"
             )
-    return parse_params(job, kept)
+    return kept
 
 
 def split_call(job: Job, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -90,6 +90,7 @@ class RunPlan:
     next_no: int = 0
     open_orders: list[Order] = field(default_factory=list)
     retries: list[tuple[float, Order]] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)  # of earlier calls, for the report
     more_retries: Callable[[set[tuple[int, int]]], list[tuple[float, Order]]] | None = None
     wants_results: bool = False
     wants_outcomes: bool = False
@@ -168,8 +169,6 @@ class Runner:
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
             self._executor.stop()
-            if self._plan.stop.level:
-                self._emit(Notice("WARNING", f"Stopping ({self._plan.stop.reason}): running items may finish."))
 
     def _is_over(self) -> bool:
         if self._failure is not None or self._plan.stop.level > 1:

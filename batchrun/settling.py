@@ -34,7 +34,7 @@ class Settling:
         counts, anew = plan.counts, plan.counts_anew
         self._forgiven = counts.failed + counts.quarantined if anew else 0
         self._settled_before = counts.settled if anew else 0
-        self.failures: list[Outcome] = []
+        self.failures: list[Outcome] = list(plan.failures)
         self.results: list[Any] | None = [] if plan.wants_results else None
 
     def planned(self, items: int) -> None:

@@ -241,7 +241,8 @@ def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept
     options = effective_options(settings, job, kept)
     function = retry_job if retried else resume_job
     return function(
-        job, record.id, options, place, given_params=params, accept_changes=accept_changes, observers=session.observers,
+        job, record.id, options, place, given_params=params, said=[one.partition("=")[0] for one in arguments],
+        accept_changes=accept_changes, observers=session.observers,
         stop=session.stop,
     )  # fmt: skip
 

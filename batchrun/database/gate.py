@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from batchrun.database.turnstile import Turnstile
 
 
+PAST_THE_SESSION = (
+    "The task ended the transaction by itself (COMMIT or ROLLBACK past the session): part of its work may be committed. "
+    "The item is recorded as failed (partial) and will not run again by itself; look at what it left."
+)
+
+
 class GateError(Exception):
     """Raised through the task or at its end when a rule of the gate was broken; it fails the item."""
 
@@ -73,6 +79,7 @@ class Gate:
         self.rolled_back = False
         self.deferred = False
         self.spoilt = False
+        self.went_past = False  # the item's transaction was over before anybody ended it through the gate
         self.leaves = False
 
     def arm(self, opening: Sequence[str], *, marked: bool) -> None:
@@ -80,23 +87,29 @@ class Gate:
         self._opening, self._marked = opening, marked
         self._single = not opening
         self.active = True
-        self.is_open = self.final = self.committed = self.rolled_back = self.deferred = self.spoilt = False
+        self.is_open = self.final = self.committed = self.rolled_back = self.deferred = self.spoilt = self.went_past = False
 
     def open(self) -> None:
         """Send BEGIN and the mark. Raises MarkMissed when the mark changed no row; the transaction is then gone."""
         if self._turnstile:
             self._turnstile.enter(self.on_turn)
-        self.is_open = True
-        if self.driver.send(self.raw, self._opening) != 1 and self._marked:
+        try:
+            changed = self.driver.send(self.raw, self._opening)
+        except BaseException:
+            self.roll_back()  # BEGIN may have gone through; a task that swallows this must not go on without a transaction
+            raise
+        self.is_open, self.committed = True, False
+        if changed != 1 and self._marked:
             self.roll_back()
             raise MarkMissed
-        self.committed = False
 
     def roll_back(self) -> None:
         """Really roll back whatever is open; nothing where nothing is."""
-        self.is_open = False
+        was_open, self.is_open = self.is_open, False
         try:
-            if self.driver.status(self.raw) not in (Status.IDLE, Status.UNKNOWN):
+            status = self.driver.status(self.raw)
+            self.went_past = self.went_past or (was_open and status is Status.IDLE)
+            if status not in (Status.IDLE, Status.UNKNOWN):
                 self.driver.send(self.raw, ("ROLLBACK",))
         finally:
             self._leave()
@@ -148,8 +161,8 @@ class Gate:
 
     def _commit(self) -> None:
         self.check()
-        self.driver.send(self.raw, ("COMMIT",))
         self.is_open = False
+        self.driver.send(self.raw, ("COMMIT",))
         self.committed = True
         self._leave()
 
@@ -166,11 +179,9 @@ class Gate:
                 "The task caught an SQL error and went on, but PostgreSQL has given the transaction up: none of its work can be "
                 "committed. Put the statement that may fail inside session.begin_nested(), or call session.rollback()."
             )
-        if status is not Status.INTRANS and status is not Status.UNKNOWN:
-            raise PartialCommit(
-                "The task ended the transaction by itself (COMMIT or ROLLBACK past the session): part of its work may be "
-                "committed. The item is recorded as failed (partial) and will not run again by itself; look at what it left."
-            )
+        past = self.went_past and self.driver.name != "pysqlite"  # SQLite also ends a transaction by itself
+        if past or status not in (Status.INTRANS, Status.UNKNOWN):
+            raise PartialCommit(PAST_THE_SESSION)
 
 
 def install(

@@ -16,8 +16,8 @@ class Effect(enum.Enum):
 
 
 _QUOTED = re.compile(
-    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/",
-    re.DOTALL,
+    r"\bE'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|(\$\w*\$).*?\1|--[^\n]*|/\*.*?\*/",
+    re.DOTALL | re.IGNORECASE,
 )
 _CONTROL = re.compile(
     r"(?:BEGIN|COMMIT|END|ABORT|START\s+TRANSACTION|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO))\b",
@@ -30,6 +30,8 @@ _LEAVES = re.compile(
 )
 _LEAVES_ANYWHERE = re.compile(r"\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(|\bset_config\s*\(|\bINTO\s+TEMP", re.IGNORECASE)
 _BODY = re.compile(r"CREATE\s+(?:TEMP\w*\s+)?TRIGGER\b", re.IGNORECASE)
+_ROUTINE = re.compile(r"CREATE\s+(?:OR\s+REPLACE\s+)?(?:FUNCTION|PROCEDURE)\b", re.IGNORECASE)
+_ATOMIC = re.compile(r"\bBEGIN\s+ATOMIC\b.*?;\s*END\b(?=\s*(?:;|$))", re.IGNORECASE | re.DOTALL)
 
 
 @lru_cache(maxsize=4096)
@@ -38,6 +40,8 @@ def effect_of(statement: str) -> Effect:
     bare = _QUOTED.sub(" ", statement)
     if _BODY.match(bare.lstrip()):  # its body is BEGIN ... END, which ends nothing
         return Effect.LEAVES if "TEMP" in bare.upper() else Effect.PLAIN
+    if _ROUTINE.match(bare.lstrip()):
+        bare = _ATOMIC.sub(" ", bare)
     pieces = [piece.strip() for piece in bare.split(";")]
     if any(_CONTROL.match(piece) for piece in pieces):
         return Effect.CONTROL

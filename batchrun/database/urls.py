@@ -54,7 +54,7 @@ def _sqlite(parsed: URL, driver: str, folder: Path | None) -> URL:
     if driver not in ("", "pysqlite"):
         raise ConfigError(f"The SQLite driver {driver!r} is not supported; write sqlite:///file.db.")
     name = parsed.database or ""
-    if name in ("", ":memory:") or "mode=memory" in name or parsed.query.get("mode") == "memory":
+    if name == "" or ":memory:" in name or "mode=memory" in name or parsed.query.get("mode") == "memory":
         raise ConfigError(
             "An in-memory SQLite database lives inside one connection; each worker would see an empty one of its own. "
             "Use a file: sqlite:///work.db."

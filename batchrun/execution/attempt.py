@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from batchrun.codec import Unstorable
 from batchrun.database.engines import WorkerEngine
 from batchrun.database.failures import Meaning, meaning_of, message_of, plain_error, sqlstate_of
-from batchrun.database.gate import MarkMissed
+from batchrun.database.gate import PAST_THE_SESSION, MarkMissed, PartialCommit
 from batchrun.errors import Retry
 from batchrun.execution.deadline import Deadline
 from batchrun.execution.link import Link, Refused, Stopping
@@ -29,6 +29,7 @@ from batchrun.execution.work import Work
 from batchrun.items import Item, ItemError, OutcomeStatus
 from batchrun.ledger.marks import Marks, Spot
 from batchrun.ledger.schema import tables
+from batchrun.masking import Redactor
 from batchrun.retries import backoff_s, may_retry
 from batchrun.tasks import Context
 
@@ -65,9 +66,10 @@ class ItemRunner:
         self._state = state
         self.call = work.shape.bind(work.task, work.task_params)
         self._inline = inline
-        self._lost = self._opening = False
+        self._lost = self._opening = self._past = False
         self._logger = logging.getLogger(f"batchrun.job.{work.job}")
         self._locals = self._statement_limits()
+        self._redact = Redactor(work.secrets)
 
     def _open_books(self, pause: Callable[[float], bool]) -> None:
         link = self._separate or self.link
@@ -108,12 +110,15 @@ class ItemRunner:
             except MarkMissed:
                 assert self.recorder is not None
                 found = self.recorder.look(spot)
+                if found != "again" and self._past:  # what settled it is the task's own COMMIT
+                    row = Row(spot, item, Result(OutcomeStatus.FAILED, self._plain(PartialCommit(PAST_THE_SESSION))))
+                    return self._settle(row, recorded, partly=True)
                 if found != "again":
                     return Result(found)
             except BaseException as error:
                 self._let_callers_through(error)
                 at_mark = self._opening
-                judged, meaning = self.judge(error)
+                judged, meaning = self.judge(error, spot)
                 if at_mark and meaning is not Meaning.LOST:
                     self._wait_at_mark(judged, meaning)
                     continue
@@ -136,7 +141,7 @@ class ItemRunner:
     def failing(self, error: BaseException, spot: Spot, item: Item) -> Result:
         """What an error of a task without database or ledger comes to."""
         self._let_callers_through(error)
-        judged, meaning = self.judge(error)
+        judged, meaning = self.judge(error, spot)
         return self.result_of(judged, meaning, spot)
 
     def _let_callers_through(self, error: BaseException) -> None:
@@ -183,7 +188,8 @@ class ItemRunner:
         assert link is not None
         separate = self._separate if mark else None
         own_mark = [mark] if mark and not separate else []
-        self._opening = True
+        self._opening, self._past = True, False
+        gate = None
         try:
             gate = link.ensure()
             gate.arm([link.begin, *self._locals, *own_mark], marked=bool(own_mark))
@@ -202,6 +208,7 @@ class ItemRunner:
                 separate.commit_now()
         except BaseException:
             self._lost = self._let_go()
+            self._past = gate is not None and gate.went_past
             raise
         self._lost = False
         self._let_go()
@@ -297,24 +304,40 @@ class ItemRunner:
 
     # Judging.
 
-    def judge(self, error: BaseException) -> tuple[BaseException, Meaning]:
-        """What an error means; an overrun shows as whatever it interrupted."""
+    def judge(self, error: BaseException, spot: Spot) -> tuple[BaseException, Meaning]:
+        """What an error means; an overrun shows as whatever it interrupted, a commit past the session as what came after it."""
         lost, self._lost, self._opening = self._lost, False, False
         if self.deadline.expired and not lost:
             error = self.deadline.error().with_traceback(error.__traceback__)
             self.deadline.expired = False
+        past, self._past = self._past, False
+        if past and not isinstance(error, PartialCommit) and self._stands(spot):
+            said = f"{PAST_THE_SESSION} Afterwards it raised {type(error).__name__}: {message_of(error)}"
+            error = PartialCommit(said).with_traceback(error.__traceback__)
         return error, meaning_of(error, is_lost=lost, retry_on=self.work.options.retry_on)
+
+    def _stands(self, spot: Spot) -> bool:
+        """The transaction was over too early: was it committed? SQLite also rolls one back by itself, on an interrupt
+        or a full disk, and the mark with it."""
+        if self.link is None or not self.link.is_sqlite:
+            return True
+        return self.recorder is not None and (self._separate is not None or self.recorder.look(spot) != "again")
+
+    def _plain(self, error: BaseException, *, with_traceback: bool = True) -> ItemError:
+        """An error as plain data, without the secrets that its text may hold."""
+        told = plain_error(error, with_traceback=with_traceback)
+        return ItemError(told.type, self._redact(told.message), told.sqlstate, self._redact(told.traceback))
 
     def result_of(self, error: BaseException, meaning: Meaning, spot: Spot) -> Result:
         """Turn a judged error into a result: skipped, to be tried again, or failed."""
         if meaning is Meaning.SKIP:
-            return Result(OutcomeStatus.SKIPPED, plain_error(error, with_traceback=False))
+            return Result(OutcomeStatus.SKIPPED, self._plain(error, with_traceback=False))
         if meaning is Meaning.LOST:
-            said = plain_error(error)
+            said = self._plain(error)
             text = f"The connection was lost {LOST_LIMIT} times in a row on this item, the last time with: {said.message}"
             return Result(OutcomeStatus.FAILED, ItemError(said.type, text, said.sqlstate, said.traceback))
         passing = meaning in (Meaning.RETRY, Meaning.CONFLICT)
         if passing and may_retry(spot.attempt, spot.base, self.work.options.retries):
             wanted = error.after if isinstance(error, Retry) else None
-            return Result("retry", plain_error(error), backoff_s(spot.attempt) if wanted is None else max(0.0, float(wanted)))
-        return Result(OutcomeStatus.FAILED, plain_error(error))
+            return Result("retry", self._plain(error), backoff_s(spot.attempt) if wanted is None else max(0.0, float(wanted)))
+        return Result(OutcomeStatus.FAILED, self._plain(error))

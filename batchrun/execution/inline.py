@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.orders import Ended, Message, Order, Settled, Unreadable, sent
@@ -43,7 +42,7 @@ class InlineExecutor:
         except Exception as error:
             self._heard += [(failure, None)] if (failure := failure_of(error)) else []
             return
-        runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._messages.append, timed=False), inline=True)
+        runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._messages.append), inline=True)
         self._runner = OrderRunner(runner, self._messages.append)
 
     def _pause(self, wait_s: float) -> bool:

@@ -112,6 +112,7 @@ class Link:
         if gate is None or self._held is None:
             return
         gate.disarm()
+        self._held.rollback()  # a COMMIT that was refused leaves SQLAlchemy's own transaction behind
         if gate.leaves or not self.driver.is_prepared(gate.raw):
             self.drop()
         elif not self._holds:

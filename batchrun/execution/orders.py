@@ -19,7 +19,7 @@ from batchrun.items import Item, ItemError
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 """A result or item larger than this fails its item: it belongs into the database or a file, not into a pipe."""
 
-REMEDY = "Pass its primary key, not the object."
+REMEDY = "Pass the primary key, not the object."
 
 _PLAIN = frozenset({type(None), bool, int, float})
 
@@ -121,14 +121,14 @@ class Unreadable(NamedTuple):
 
 
 class Began(NamedTuple):
-    """With a time limit: the item at ``offset`` of the order begins now."""
+    """The item at ``offset`` of the order begins now: after a wait, or in a chunk that reports nothing until its end."""
 
     order: int
     offset: int
 
 
 class Waiting(NamedTuple):
-    """With a time limit: the order waits for the database or for its turn to write; the limit does not run meanwhile."""
+    """The order waits for the database or for its turn to write: no item of it is running."""
 
     order: int
 
@@ -228,7 +228,7 @@ def _decode_one(data: bytes) -> Item:
     except BaseException as error:  # an item's __setstate__ is foreign code
         return Unstorable(
             "object",
-            f"This item cannot be read in a worker: {type(error).__name__}: {error}. Pass its primary key, not the object.",
+            f"This item cannot be read in a worker: {type(error).__name__}: {error}. Pass the primary key, not the object.",
         )
 
 

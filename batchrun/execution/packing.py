@@ -95,8 +95,13 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 
 def _is_own_object(thing: Any) -> bool:
+    """An object whose attributes are what travels of it; one that says itself what it becomes in a pickle is left alone."""
     kind = type(thing)
-    return kind.__module__ == "__main__" and not isinstance(thing, type) and hasattr(thing, "__dict__")
+    if isinstance(thing, type | types.ModuleType) or not hasattr(thing, "__dict__") or kind.__module__.startswith("sqlalchemy."):
+        return False
+    return all(
+        getattr(kind, name, None) is getattr(object, name, None) for name in ("__reduce_ex__", "__reduce__", "__getstate__")
+    )
 
 
 def travels_by_value(function: types.FunctionType) -> bool:

@@ -65,7 +65,7 @@ class Died:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One worker process as the parent sees it. clocks: when each running order last showed progress."""
+    """One worker process as the parent sees it. clocks: when each running order last showed progress; inf = it waits."""
 
     number: int
     process: Process
@@ -245,7 +245,7 @@ class LocalPool:
             worker.process.kill()
         exitcode = worker.process.exitcode()
         orders = list(worker.orders.values())
-        running = [order for order in orders[: self._threads] if order.id in worker.clocks]
+        running = [order for order in orders[: self._threads] if worker.clocks.get(order.id, math.inf) < math.inf]
         queued = [order for order in orders if order not in running]
         self._forget(worker)
         was_asked = worker.is_leaving and exitcode == 0

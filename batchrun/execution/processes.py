@@ -60,13 +60,14 @@ class Process:
 class Launcher:
     """Starts workers that all do the same work."""
 
-    def __init__(self, method: str | None, folder: str | None, blob: bytes) -> None:
+    def __init__(self, method: str | None, folder: str | None, blob: bytes, *, captures_output: bool = False) -> None:
         self.method = method or default_start_method()
         if self.method not in multiprocessing.get_all_start_methods():
             raise BatchrunError(f"The start method {self.method!r} does not exist on this system.")
         self._context: Any = multiprocessing.get_context(self.method)
         self._folder = folder
         self._blob = blob
+        self._captures_output = captures_output
         if self.method == "forkserver":
             self._context.set_forkserver_preload(list(PRELOAD))
 
@@ -77,7 +78,7 @@ class Launcher:
         inherited = self.method == "fork"
         made = self._context.Process(
             target=worker_main,
-            args=(theirs, number, self._folder, self._blob, inherited),
+            args=(theirs, number, self._folder, self._blob, inherited, self._captures_output),
             name=f"batchrun-{number}",
             daemon=False,
         )

@@ -7,6 +7,7 @@ the same compare-and-swap again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from batchrun.codec import dump_items
@@ -64,6 +65,19 @@ class Recorder:
             if found not in ("again", "running"):
                 return result if found == result.state else Result(found)
             was_running = found == "running"
+
+    def settle_within(self, row: Row, low: int, high: int) -> bool:
+        """A chunk's mark from ``low`` to ``high`` was committed too early, by the item of ``row``: settled is what came
+        before it. False when that mark is not there, so that nothing before it was committed.
+        """
+        landed = self._landed(self._marks.within(row.spot, row.spot.pos + 1, (high,)), [row])
+        return landed or self.look(replace(row.spot, pos=low)) != "again"
+
+    def settle_list(self, rows: Sequence[Row]) -> None:
+        """A list's mark was committed too early, or its work without one: all of its items are recorded by ``rows``."""
+        first, end = rows[0].spot, rows[-1].spot.pos + 1
+        if not self._landed(self._marks.within(first, end, (first.pos, end)), rows):
+            self.look(first)
 
     def mark_span(self, spot: Spot, count: int, rows: Sequence[Row]) -> None:
         """Mark ``count`` items that were only read, with a row for each that went wrong."""

@@ -97,7 +97,7 @@ class OrderRunner:
             report.flush()
         self._send(Ended(sent.id, monotonic() - began))
 
-    def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], None]:
+    def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], object]:
         if self._plain:
             return self._calling
         if sent.alone or len(items) == 1:
@@ -111,12 +111,14 @@ class OrderRunner:
     def _spot(self, sent: Sent, offset: int) -> Spot:
         return Spot(sent.no, sent.pos + offset, sent.attempt, sent.retry, sent.base)
 
-    def _one_by_one(self, sent: Sent, items: list[Item], report: Reporter, first: int = 0) -> None:
+    def _one_by_one(self, sent: Sent, items: list[Item], report: Reporter, first: int = 0) -> bool:
+        """False when the run stopped on the way."""
         runner = self._runner
         for offset in range(first, len(items)):
             if runner.stopping():
-                return
+                return False
             report.add(runner.one(self._spot(sent, offset), items[offset], sent.start + offset))
+        return True
 
     def _calling(self, sent: Sent, items: list[Item], report: Reporter) -> None:
         """A few nanoseconds matter here: what the general way does per item costs ten times a small task's call."""
@@ -139,22 +141,41 @@ class OrderRunner:
     def _in_one(self, sent: Sent, items: list[Item], report: Reporter) -> None:
         runner = self._runner
         mark = runner.marks.of_items(sent.no, sent.pos, len(items)) if runner.marks else None
+        values: list[Any] = []
         try:
-            values = runner.in_transaction(mark, lambda: self._each(sent, items))
+            runner.in_transaction(mark, lambda: self._each(sent, items, values))
         except RUN_ENDING:
             raise
         except _Stopped:
             return
         except (Exception, MarkMissed, SystemExit) as error:
-            runner.judge(error)  # clears what the next item must not see; who is guilty shows one by one
-            self._one_by_one(sent, items, report)
+            judged, meaning = runner.judge(error, self._spot(sent, 0))
+            if meaning is Meaning.PARTIAL:
+                self._partly_in_one(sent, items, report, values, judged)
+            else:
+                self._one_by_one(sent, items, report)  # shows who is guilty
             return
         for value in values:
             report.add(Result("done", value=value))
 
-    def _each(self, sent: Sent, items: list[Item]) -> list[Any]:
+    def _partly_in_one(self, sent: Sent, items: list[Item], report: Reporter, values: list[Any], error: BaseException) -> None:
+        """An item committed past its session, and with it those before it and the mark of all. It does not run again."""
+        runner, guilty = self._runner, len(values)
+        result = runner.result_of(error, Meaning.PARTIAL, self._spot(sent, guilty))
+        row = Row(self._spot(sent, guilty), items[guilty], result)
+        if runner.recorder and runner.recorder.settle_within(row, sent.pos, sent.pos + len(items)):
+            for value in values:
+                report.add(Result("done", value=value))
+        else:
+            if not self._one_by_one(sent, items[:guilty], report):
+                return
+            if runner.recorder:
+                runner.recorder.settle(row, partly=True)
+        report.add(result)
+        self._one_by_one(sent, items, report, guilty + 1)
+
+    def _each(self, sent: Sent, items: list[Item], values: list[Any]) -> None:
         runner = self._runner
-        values = []
         told = monotonic()
         for offset, item in enumerate(items):
             if runner.stopping():
@@ -165,10 +186,11 @@ class OrderRunner:
                 told = monotonic()
                 runner.voice.began(offset)
             context = runner.context(self._spot(sent, offset), item, sent.start + offset)
-            values.append(runner.call_in_session(item, context, final=False))
+            value = runner.call_in_session(item, context, final=False)
             if runner.link is None or runner.link.gate.rolled_back:
                 raise _FallBack
-        return values
+            runner.link.gate.check()  # or the items behind one that committed past its session would run outside of any
+            values.append(value)
 
     # The task takes the list.
 
@@ -187,7 +209,10 @@ class OrderRunner:
             except RUN_ENDING:
                 raise
             except (Exception, MarkMissed, SystemExit) as error:
-                _, meaning = self._runner.judge(error)
+                judged, meaning = self._runner.judge(error, self._spot(sent, low))
+                if meaning is Meaning.PARTIAL:
+                    self._partly_in_batch(sent, items, low, high, report, judged)
+                    continue
                 passing = meaning in (Meaning.LOST, Meaning.CONFLICT, Meaning.RETRY) and not isinstance(error, MarkMissed)
                 middle = (low + high) // 2
                 spans += [(low, high)] if passing and again else [(middle, high), (low, middle)]
@@ -195,6 +220,18 @@ class OrderRunner:
                 continue
             again = True
             self._add_values(values, high - low, report)
+
+    def _partly_in_batch(
+        self, sent: Sent, items: list[Item], low: int, high: int, report: Reporter, error: BaseException
+    ) -> None:
+        """The list committed past its session: nobody can say which of its items' work stands, so none of them runs again."""
+        runner = self._runner
+        result = runner.result_of(error, Meaning.PARTIAL, self._spot(sent, low))
+        if runner.recorder:
+            rows = [Row(self._spot(sent, offset), items[offset], result) for offset in range(low, high)]
+            runner.recorder.settle_list(rows)
+        for _ in range(low, high):
+            report.add(result)
 
     def _batch(self, sent: Sent, items: list[Item], low: int, high: int) -> Any:
         runner = self._runner

@@ -8,11 +8,14 @@ from batchrun.execution.orders import Began, Message, Said, Waiting
 
 
 class Voice:
-    """One thread's. order: the order it is at. timed: there is a time limit, so the parent's clock must know of waits."""
+    """One thread's. order: the order it is at.
 
-    def __init__(self, send: Callable[[Message], None], *, timed: bool) -> None:
+    Waits are told because they are nobody's fault: no time limit runs meanwhile, and a worker that is killed while it
+    waits for its turn to write has begun no item that could be billed for it.
+    """
+
+    def __init__(self, send: Callable[[Message], None]) -> None:
         self._send = send
-        self._timed = timed
         self.order = 0
 
     def notice(self, text: str) -> None:
@@ -21,10 +24,8 @@ class Voice:
 
     def waiting(self) -> None:
         """From now on it is not the item that takes the time."""
-        if self._timed:
-            self._send(Waiting(self.order))
+        self._send(Waiting(self.order))
 
     def began(self, offset: int = 0) -> None:
         """From now on it is."""
-        if self._timed:
-            self._send(Began(self.order, offset))
+        self._send(Began(self.order, offset))

@@ -21,7 +21,7 @@ class Work:
     marks: None = an anonymous run. books: the ledger's engine where it is in another database than the work.
     run_folder, turnstile_for: SQLite's lock files, and the identity of the database whose writers take turns.
     wants_values: somebody reads what tasks return.
-    captures_output: prints and log records go to the parent, which draws them above its bar.
+    secrets: texts that no recorded error may hold.
     """
 
     run: str
@@ -38,7 +38,7 @@ class Work:
     params: Mapping[str, Any] = field(default_factory=dict)
     initializer: Callable[..., Any] | None = None
     wants_values: bool = False
-    captures_output: bool = False
+    secrets: tuple[str, ...] = ()
 
     @property
     def has_session(self) -> bool:

@@ -47,14 +47,24 @@ POLL_S = 0.01
 _PR_SET_PDEATHSIG = 1
 
 
-def worker_main(connection: Connection, number: int, folder: str | None, blob: bytes, inherited: bool) -> None:
-    """Run a worker until it is told to stop. ``inherited``: started by fork, so the parent's engines are here too."""
+def worker_main(
+    connection: Connection, number: int, folder: str | None, blob: bytes, inherited: bool, captures_output: bool
+) -> None:
+    """Run a worker until it is told to stop.
+
+    inherited: started by fork, so the parent's engines are here too. captures_output: also what the job's module prints
+    when it is imported goes to the parent.
+    """
     guard_against_orphanhood()
     ignore_signals()
     if inherited:
         let_go_in_child()
         abandon_inherited_engines()
     send = _sender(connection)
+    if captures_output:
+        from batchrun.execution.output import capture
+
+        capture(send)
     try:
         work, runners, parts = _prepare(number, folder, blob, connection, send)
     except BaseException as error:
@@ -77,7 +87,7 @@ def _clean_up(parts: Parts, send: Callable[[Message], None]) -> None:
     except Exception as error:
         with contextlib.suppress(OSError, ValueError):  # the parent may be gone
             told = plain_error(error)
-            parts.voice(send).notice(f"The clean-up of a worker raised {told.type}: {told.message}")
+            Voice(send).notice(f"The clean-up of a worker raised {told.type}: {told.message}")
 
 
 def guard_against_orphanhood() -> None:
@@ -126,10 +136,6 @@ def _prepare(
 
         install_jobs_package(Path(folder))
     work: Work = pickle.loads(blob)
-    if work.captures_output:
-        from batchrun.execution.output import capture
-
-        capture(send)
     parts = Parts(work, number)
     inbox = Inbox(connection)
     state = parts.start()
@@ -181,9 +187,6 @@ class Parts:
         """Has the initializer a rest to run at the end?"""
         return self._rest is not None
 
-    def voice(self, send: Callable[[Message], None]) -> Voice:
-        return Voice(send, timed=self.work.options.timeout is not None)
-
     def runner(self, state: Any, pause: Callable[[float], bool], voice: Voice, *, inline: bool = False) -> ItemRunner:
         """One thread's ItemRunner. Each has its own place in the turnstile."""
         runner = ItemRunner(self.work, self.engine, self.books, state, pause=pause, voice=voice, inline=inline)
@@ -233,7 +236,7 @@ class Inbox:
 
 
 def _run_here(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Message], None]) -> None:
-    orders = OrderRunner(parts.runner(state, inbox.pause, parts.voice(send)), send)
+    orders = OrderRunner(parts.runner(state, inbox.pause, Voice(send)), send)
     while isinstance(message := inbox.next(), Sent):
         orders.run(message)
 
@@ -264,7 +267,7 @@ def _thread(parts: Parts, state: Any, waiting: Any, stopping: threading.Event, s
         return stopping.wait(wait_s) if wait_s else stopping.is_set()
 
     try:
-        orders = OrderRunner(parts.runner(state, pause, parts.voice(send)), send)
+        orders = OrderRunner(parts.runner(state, pause, Voice(send)), send)
         while (sent := waiting.get()) is not None and not stopping.is_set():
             orders.run(sent)
     except (BrokenPipeError, ConnectionResetError):

@@ -88,9 +88,17 @@ class Marks:
             loose = f"state IN ('retry', 'done') AND attempts IN ({spot.attempt - 1}, {spot.attempt})"
             mark = self.of_retry(spot, "failed")
             return mark.replace(f"state = 'retry' AND attempts = {spot.attempt - 1}", loose) if partly else mark
-        found = f"pos IN ({spot.pos}, {spot.pos + 1})" if partly else f"pos = {spot.pos}"
+        if partly:
+            return self.within(spot, spot.pos + 1, (spot.pos, spot.pos + 1))
         moved = f"UPDATE {self._chunk} SET pos = {spot.pos + 1}, deaths = 0"
-        return f"{moved} WHERE {self._mine} AND no = {spot.no} AND {found}"
+        return f"{moved} WHERE {self._mine} AND no = {spot.no} AND pos = {spot.pos}"
+
+    def within(self, spot: Spot, to: int, found: tuple[int, ...]) -> str:
+        """Settles a chunk up to ``to`` where it stands at one of ``found``, unless the item at ``spot`` has its row already."""
+        row = f"SELECT 1 FROM {self._item} WHERE run = '{self.spec.run}' AND no = {spot.no} AND pos = {spot.pos}"
+        places = ", ".join(map(str, found))
+        moved = f"UPDATE {self._chunk} SET pos = {to}, deaths = 0"
+        return f"{moved} WHERE {self._mine} AND no = {spot.no} AND pos IN ({places}) AND NOT EXISTS ({row})"
 
     def running(self, spot: Spot) -> str:
         """transaction="none", a retry: its row says that it is under way before anything outside happens."""
