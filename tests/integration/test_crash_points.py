@@ -1,0 +1,316 @@
+"""What each crash leaves: every row of the table, on SQLite and PostgreSQL, judged by one oracle.
+
+A process is killed at a named point; the run goes on by itself, or is called again, and each item's effect is there
+exactly once. The controls do the same by hand and lose or double.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from batchrun import Report, run_parallel
+from batchrun.ledger.owner import Owner
+from tests.support import crashes, oracle
+from tests.support.crashes import EXITS, PARENT_POINTS, POINTS, POISONS, Crashing, KillsTheForkServer, Poisonous
+from tests.support.databases import engine_for
+from tests.support.oracle import assert_exactly_once, verdict
+from tests.support.proxy import CuttingProxy
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+MODES: dict[str, dict[str, Any]] = {"item": {}, "chunk": {"transaction": "chunk"}, "batched": {"batched": True}}
+SEED = 20261101
+
+
+def run(task: Any, items: range, url: str, **options: Any) -> Report:
+    return run_parallel(task, items, url, **{"name": "crash", "workers": 2, "progress": False, **options})
+
+
+# ------------------------------------------------------------------------------------------ a worker is killed
+@pytest.mark.parametrize("point", POINTS)
+def test_a_worker_killed_at_any_point_of_an_item_loses_and_doubles_nothing(database_url: str, tmp_path: Path, point: str) -> None:
+    items = range(12)
+    oracle.create(database_url, items)
+    report = run(Crashing(point, 5, tmp_path), items, database_url)
+    assert report.done == len(items), report.failures
+    assert_exactly_once(database_url, "crash", items)
+    assert crashes.noted(tmp_path, "tries") == (1 if point.startswith("after COMMIT") else 2)
+
+
+@pytest.mark.parametrize("mode", ["chunk", "batched"])
+@pytest.mark.parametrize("point", ["after a flush", "after the task's own commit()", "after COMMIT, before the report"])
+def test_a_worker_killed_inside_a_shared_transaction_loses_and_doubles_nothing(
+    database_url: str, tmp_path: Path, point: str, mode: str
+) -> None:
+    items = range(120)
+    oracle.create(database_url, items)
+    report = run(Crashing(point, 60, tmp_path), items, database_url, start_method="fork", **MODES[mode])
+    assert report.done == len(items), report.failures
+    assert_exactly_once(database_url, "crash", items)
+
+
+def naive_child(url: str, todo: Connection) -> None:
+    """The child of a pool by hand: an item from the pipe, a Session, a commit, an answer. Killed after one's COMMIT."""
+    while (item := todo.recv()) is not None:
+        item, crashing = item
+        with Session(engine_for(url)) as session:
+            if crashing:
+                event.listen(session, "after_commit", lambda _: crashes.die())
+            oracle.work(session, item)
+            session.commit()
+        todo.send(item)
+
+
+def naive_pool(url: str, items: range) -> None:
+    """What people write: an item whose child does not answer is tried again."""
+    context = multiprocessing.get_context("forkserver")
+    for item in items:
+        for attempt in range(2):
+            ours, theirs = context.Pipe()
+            child = context.Process(target=naive_child, args=(url, theirs))
+            child.start()
+            theirs.close()
+            ours.send((item, attempt == 0 and item == 1))
+            try:
+                ours.recv()
+                ours.send(None)
+                break
+            except (EOFError, BrokenPipeError):
+                continue
+            finally:
+                child.join()
+                ours.close()
+
+
+def test_control_a_pool_by_hand_that_retries_after_a_death_doubles(database_url: str) -> None:
+    items = range(2)
+    oracle.create(database_url, items)
+    naive_pool(database_url, items)
+    assert verdict(database_url, items).doubled == {1}
+
+
+def killing_task(item: int) -> int:
+    if item == 2:
+        crashes.die()
+    return item
+
+
+def test_control_multiprocessings_pool_hangs_when_a_worker_is_killed() -> None:
+    with multiprocessing.get_context("forkserver").Pool(2) as pool:
+        pending = pool.map_async(killing_task, range(6), chunksize=1)
+        with pytest.raises(multiprocessing.TimeoutError):
+            pending.get(timeout=3)
+
+
+# ------------------------------------------------------------------------------------------ poison
+def test_poison_of_any_kind_is_billed_to_one_item_each_and_quarantined_after_exactly_three_deaths(
+    database_url: str, tmp_path: Path
+) -> None:
+    items = range(45)
+    oracle.create(database_url, items)
+    report = run(Poisonous(tmp_path), items, database_url, retries=0)
+    ledger = assert_exactly_once(database_url, "crash", items)
+    assert ledger.of("quarantined") == set(POISONS)
+    assert {item: ledger.deaths[item] for item in POISONS} == dict.fromkeys(POISONS, 3)
+    assert {item: crashes.noted(tmp_path, item) for item in POISONS} == dict.fromkeys(POISONS, 3)
+    assert ledger.of("failed") == {EXITS}
+    assert (report.quarantined, report.failed, report.ok) == (len(POISONS), 1, False)
+
+
+@pytest.mark.parametrize("mode", ["chunk", "batched"])
+def test_poison_in_a_shared_transaction_is_tried_alone_before_it_is_billed(database_url: str, tmp_path: Path, mode: str) -> None:
+    items, poison = range(60), (5, 23)
+    oracle.create(database_url, items)
+    run(Poisonous(tmp_path, poison), items, database_url, retries=0, start_method="fork", **MODES[mode])
+    ledger = assert_exactly_once(database_url, "crash", items)
+    assert ledger.of("quarantined") == set(poison)
+    assert {item: ledger.deaths[item] for item in poison} == dict.fromkeys(poison, 3)
+    assert ledger.of("failed") == {EXITS}
+
+
+def test_the_death_of_the_fork_server_is_billed_to_nobody(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    billed: list[object] = []
+    plain = Owner.bill
+    monkeypatch.setattr(Owner, "bill", lambda self, *given: (billed.append(given), plain(self, *given))[1])
+    items = range(20)
+    oracle.create(database_url, items)
+    report = run(KillsTheForkServer(tmp_path), items, database_url, start_method="forkserver")
+    assert report.done == len(items)
+    assert_exactly_once(database_url, "crash", items)
+    assert not billed
+
+
+def test_control_a_worker_that_dies_alone_is_billed(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    billed: list[object] = []
+    plain = Owner.bill
+    monkeypatch.setattr(Owner, "bill", lambda self, *given: (billed.append(given), plain(self, *given))[1])
+    oracle.create(database_url, range(8))
+    run(Crashing("after a flush", 5, tmp_path), range(8), database_url)
+    assert len(billed) == 1
+
+
+# ------------------------------------------------------------------------------------------ the parent is killed
+@contextmanager
+def parent(task: Any, items: range, url: str, point: str = "", **options: Any) -> Iterator[Any]:
+    """A process that carries the run out, forked, since that is quick; it is killed at the end if it still lives."""
+    started = multiprocessing.get_context("fork").Process(
+        target=crashes.carry_out, args=(task, len(items), url, point), kwargs={"start_method": "fork", **options}
+    )
+    started.start()
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.join()
+
+
+@pytest.mark.parametrize("point", PARENT_POINTS)
+def test_a_parent_killed_at_any_point_of_its_bookkeeping_leaves_a_run_that_goes_on(
+    database_url: str, tmp_path: Path, point: str
+) -> None:
+    items, task = range(30), Poisonous(tmp_path, (5,), times=2)
+    oracle.create(database_url, items)
+    with parent(task, items, database_url, point) as killed:
+        killed.join(30)
+        assert killed.exitcode == -signal.SIGKILL
+    report = run(task, items, database_url, start_method="fork")
+    assert (report.done, report.failed) == (len(items) - 1, 1), report.failures
+    assert_exactly_once(database_url, "crash", items)
+    assert crashes.noted(tmp_path, 5) == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_parent_killed_again_and_again_loses_and_doubles_nothing(database_url: str, mode: str) -> None:
+    chance = random.Random(f"{SEED} {mode}")
+    items = range(200)
+    oracle.create(database_url, items)
+    for _ in range(2):
+        enough = oracle.applied(database_url) + chance.randrange(5, 60)
+        with parent(crashes.slow, items, database_url, **MODES[mode]) as killed:
+            wait_until(lambda: not killed.is_alive() or oracle.applied(database_url) >= enough, 30)  # noqa: B023
+            assert killed.is_alive(), "it ended before it could be killed"
+    report = run(crashes.slow, items, database_url, start_method="fork", **MODES[mode])
+    assert report.done == len(items), report.failures
+    assert_exactly_once(database_url, "crash", items)
+
+
+def test_a_program_that_is_killed_goes_on_when_it_is_started_again(pg_url: str) -> None:
+    """The same from outside: a program of its own, with the start method it has by default."""
+    items = range(200)
+    oracle.create(pg_url, items)
+    program = f"from tests.support import crashes; crashes.carry_out(crashes.slow, {len(items)}, {pg_url!r})"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, cwd=ROOT) as first:
+        wait_until(lambda: oracle.applied(pg_url) >= 20, 30)
+        first.kill()
+    assert first.returncode == -signal.SIGKILL
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
+    assert_exactly_once(pg_url, "crash", items)
+
+
+NAIVE = """
+import sys
+from multiprocessing import Pool
+from pathlib import Path
+from functools import partial
+from tests.support import oracle
+url, items, notes = sys.argv[1], range(int(sys.argv[2])), Path(sys.argv[3])
+done = set(map(int, notes.read_text().split())) if notes.exists() else set()
+if __name__ == "__main__":
+    with Pool(2) as pool:
+        for item, _ in enumerate(pool.imap(partial(oracle.naive_item, url), [i for i in items if i not in done])):
+            done.add(item)
+            if item % 10 == 9:  # a file of what is done, written now and then
+                notes.write_text(" ".join(map(str, sorted(done))))
+"""
+
+
+def test_control_a_pool_with_a_file_of_what_is_done_doubles_when_its_parent_is_killed(pg_url: str, tmp_path: Path) -> None:
+    items = range(60)
+    oracle.create(pg_url, items)
+    command = [sys.executable, "-c", NAIVE, pg_url, str(len(items)), str(tmp_path / "done")]
+    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    wait_until(lambda: oracle.applied(pg_url) % 10 in (3, 4, 5, 6) and oracle.applied(pg_url) < 50, 30)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    assert verdict(pg_url, items).doubled
+
+
+# ------------------------------------------------------------------------------------------ COMMIT in doubt
+CUTS = 20
+
+
+@pytest.mark.parametrize(("where", "driver"), [("before", "psycopg2"), ("after", "psycopg2"), ("after", "psycopg")])
+def test_a_commit_in_doubt_is_settled_by_the_mark(pg_url: str, where: str, driver: str) -> None:
+    items = range(80)
+    oracle.create(pg_url, items)
+    with CuttingProxy(pg_url, where, most=CUTS, seed=SEED) as proxy:
+        url = proxy.url.replace("postgresql:", f"postgresql+{driver}:", 1)
+        report = run(oracle.task, items, url, retries=0)
+    assert proxy.cuts == CUTS
+    assert report.done == len(items), report.failures
+    ledger = assert_exactly_once(pg_url, "crash", items)
+    assert ledger.counts.retries == 0  # no attempt is counted for it
+
+
+@pytest.mark.parametrize("mode", ["chunk", "batched"])
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_commit_in_doubt_of_many_items_is_settled_by_the_mark(pg_url: str, where: str, mode: str) -> None:
+    items = range(150)
+    oracle.create(pg_url, items)
+    with CuttingProxy(pg_url, where, most=CUTS, share=0.6, seed=SEED) as proxy:
+        report = run(oracle.batch if mode == "batched" else oracle.task, items, proxy.url, retries=3, **MODES[mode])
+    assert proxy.cuts >= 5
+    assert report.done == len(items), report.failures
+    assert_exactly_once(pg_url, "crash", items)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_the_owners_commits_may_be_in_doubt_as_well(pg_url: str, where: str) -> None:
+    items = range(60)
+    oracle.create(pg_url, items)
+    run(oracle.task, range(1), pg_url, name="first")  # the ledger's tables are there
+    with CuttingProxy(pg_url, where, most=CUTS, share=0.3, seed=SEED, only=b"batchrun") as proxy:
+        report = run(oracle.task, items[1:], proxy.url)
+    assert proxy.cuts > 5
+    assert report.done == len(items) - 1, report.failures
+    assert verdict(pg_url, items).is_exact
+
+
+def by_hand(url: str, item: int, *, retry: bool) -> None:
+    try:
+        oracle.naive_item(url, item)
+    except OperationalError:
+        if retry:
+            by_hand(url, item, retry=True)
+
+
+@pytest.mark.parametrize(("where", "retry"), [("before", False), ("after", True)])
+def test_control_by_hand_a_commit_in_doubt_is_lost_without_a_retry_and_doubled_with_one(
+    pg_url: str, where: str, retry: bool
+) -> None:
+    items = range(30)
+    oracle.create(pg_url, items)
+    with CuttingProxy(pg_url, where, most=5, seed=SEED, only=b"") as proxy:
+        for item in items:
+            by_hand(proxy.url, item, retry=retry)
+    seen = verdict(pg_url, items)
+    assert seen.doubled if retry else seen.lost

@@ -1,0 +1,326 @@
+"""The example jobs, run as jobs: right by an independent statement, and still right when a worker and the parent are killed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tests.support import tpch
+from tests.support.databases import engine_for
+from tests.support.effects import scalar
+from tests.support.scripts import ROOT
+from tests.support.waiting import wait_until
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from batchrun.api import Place, open_reading, resume_job, start_job
+from batchrun.events import Progressed
+from batchrun.loading import load_job
+from batchrun.options import RunOptions, with_options
+from batchrun.parameters import parse_params
+from batchrun.runner import StopRequest
+
+command, name, url, given = sys.argv[1:]
+given = json.loads(given)
+stop, stop_after = StopRequest(), given.pop("stop_after", None)
+
+def watch(event):
+    if stop_after is not None and isinstance(event, Progressed) and event.counts.done >= stop_after and not stop.level:
+        stop.request("enough")
+
+folder = Path.cwd()
+job = load_job(folder, name)
+options = with_options(with_options(RunOptions(), job.options), given)
+place = Place(url, folder)
+if command == "run":
+    report = start_job(job, parse_params(job, {}), options, place, observers=[watch], stop=stop)
+else:
+    with open_reading(place) as reading:
+        run = reading.newest_unfinished()
+    report = resume_job(job, run, options, place)
+print(json.dumps({"status": report.status, "planned": report.planned, "done": report.done, "pending": report.pending,
+                  "workers": report.workers, "guarantee": report.guarantee, "retries": report.retries, "note": report.note}))
+"""
+ROLLUP = """
+    SELECT count(*) FROM (
+        SELECT origin, day, count(*) AS n, sum(CASE WHEN departure_delay IS NULL THEN 1 ELSE 0 END) AS gone,
+               max(departure_delay) AS worst, sum(departure_delay) * 1.0 / count(departure_delay) AS mean
+        FROM flights GROUP BY origin, day
+    ) AS wanted FULL JOIN airport_days AS made ON made.origin = wanted.origin AND made.day = wanted.day
+    WHERE made.origin IS NULL OR wanted.origin IS NULL OR n <> made.flights OR gone <> made.cancelled
+       OR worst <> made.max_delay OR abs(mean - made.mean_delay) > 0.000001
+"""
+TOTALS = """
+    SELECT count(*) FROM orders LEFT JOIN (
+        SELECT l_orderkey, sum(l_extendedprice_cents * (100 - l_discount_percent) / 100 * (100 + l_tax_percent) / 100) AS cents
+        FROM lineitem GROUP BY l_orderkey
+    ) AS lines ON l_orderkey = o_orderkey
+    WHERE recomputed_cents IS NULL OR recomputed_cents <> cents OR recomputed_cents <> o_totalprice_cents
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A job. progress: how far it is. table: what it writes to. total: what ``progress`` is at the end."""
+
+    name: str
+    progress: str
+    table: str
+    total: int
+
+
+IMPORT = Example("import_flights", "SELECT count(*) FROM flights", "flights", 27_004)
+ROLL_UP = Example("rollup_airport_days", "SELECT count(*) FROM airport_days", "airport_days", 93)
+RECOMPUTE = Example("recompute_order_totals", "SELECT count(*) FROM orders WHERE recomputed_cents IS NOT NULL", "orders", 1500)
+
+
+# ------------------------------------------------------------------------------------------------------- the project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project's folder: config.toml, jobs, and a driver that starts and resumes them."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / "jobs", folder / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "config.toml", folder)
+    (folder / "driver.py").write_text(DRIVER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tpch_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tpch.make(tmp_path_factory.mktemp("tpch"), scale=0.001)
+
+
+def start(project: Path, command: str, job: Example, url: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "driver.py", command, job.name, url, json.dumps(options)],
+        cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Wait for a driver; its report."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    report: dict[str, Any] = json.loads(out)
+    return report
+
+
+def run(project: Path, job: Example, url: str, **options: Any) -> dict[str, Any]:
+    return end(start(project, "run", job, url, **options))
+
+
+# -------------------------------------------------------------------------------------------------------- the answers
+
+
+def check_import(url: str) -> None:
+    """Each line of the file is there once: counted by airport, day, carrier, number and hour, and summed up."""
+    with gzip.open(ROOT / "jobs" / "data" / "flights-2013-01.csv.gz", "rt") as lines:
+        rows = list(csv.DictReader(lines))
+    wanted = Counter((row["origin"], int(row["day"]), row["carrier"], int(row["flight"])) for row in rows)
+    with engine_for(url).connect() as connection:
+        found = connection.execute(text("SELECT origin, day, carrier, number, count(*) FROM flights GROUP BY 1, 2, 3, 4"))
+        made = Counter({(origin, as_date(day).day, carrier, number): n for origin, day, carrier, number, n in found})
+    assert made == wanted
+    assert scalar(url, "SELECT sum(distance) FROM flights") == sum(int(row["distance"]) for row in rows)
+
+
+def as_date(found: Any) -> date:
+    return date.fromisoformat(found) if isinstance(found, str) else found  # type: ignore[no-any-return]
+
+
+def check_rollup(url: str) -> None:
+    assert scalar(url, ROLLUP) == 0
+
+
+def check_totals(url: str) -> None:
+    assert scalar(url, TOTALS) == 0
+
+
+CHECKS = {IMPORT.name: check_import, ROLL_UP.name: check_rollup, RECOMPUTE.name: check_totals}
+
+
+@pytest.mark.parametrize(
+    ("database", "workers", "method"),
+    [("sqlite_url", 1, "spawn"), ("pg_url", 2, "fork"), ("psycopg_url", 4, "forkserver")],
+)
+def test_each_job_gives_the_right_answer(
+    project: Path, tpch_folder: Path, request: pytest.FixtureRequest, database: str, workers: int, method: str
+) -> None:
+    url = request.getfixturevalue(database)
+    options = {"workers": workers, "start_method": method}
+    for job in (IMPORT, ROLL_UP, RECOMPUTE):
+        if job is RECOMPUTE:
+            tpch.load(url, tpch_folder)
+            with pytest.raises(AssertionError):  # the statement sees what is not recomputed yet
+                check_totals(url)
+        report = run(project, job, url, **options)
+        assert (report["status"], report["done"], report["pending"]) == ("done", job.total, 0)
+        assert report["workers"] == workers
+        assert report["guarantee"] == "exactly-once"
+        CHECKS[job.name](url)
+
+
+def test_a_job_that_was_asked_to_stop_is_finished_by_a_resume(project: Path, sqlite_url: str) -> None:
+    report = run(project, IMPORT, sqlite_url, workers=2, stop_after=3000)
+    assert (report["status"], report["note"]) == ("interrupted", "enough")
+    assert 3000 <= scalar(sqlite_url, IMPORT.progress) < IMPORT.total
+    assert end(start(project, "resume", IMPORT, sqlite_url, workers=1))["done"] == IMPORT.total
+    check_import(sqlite_url)
+
+
+# ------------------------------------------------------------------------------------------------------------- kills
+
+
+@contextmanager
+def frozen(url: str, table: str) -> Iterator[None]:
+    """Nobody writes to the table meanwhile, so that what is killed is killed in the middle."""
+    engine = engine_for(url)
+    with engine.connect() as connection:
+        if url.startswith("sqlite"):
+            connection.exec_driver_sql("PRAGMA busy_timeout = 30000")
+            connection.commit()
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql(f"LOCK TABLE {table} IN SHARE MODE")
+        yield
+        connection.rollback()
+
+
+def so_far(url: str, job: Example) -> int:
+    try:
+        return int(scalar(url, job.progress))
+    except Exception:  # the table is not there yet
+        return 0
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """The workers of a driver: its grandchildren, below the fork server."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            except OSError:
+                continue
+            if state not in "ZX":
+                parents[int(folder.name)] = int(parent)
+    return sorted(pid for pid, parent in parents.items() if parents.get(parent) == process.pid)
+
+
+def more_rows_to_roll_up(url: str) -> None:
+    """The same days, months later: a roll-up of 93 items would be over before anybody could kill it."""
+    later = "date(day, '+' || :days || ' days')" if url.startswith("sqlite") else "day + CAST(:days AS INTEGER)"
+    columns = "origin, destination, carrier, number, tail_number, scheduled_departure, cancelled, departure_delay, arrival_delay, air_time, distance"
+    with engine_for(url).begin() as connection:
+        for days in range(31, 31 * 12, 31):
+            copy = f"INSERT INTO flights (day, {columns}) SELECT {later}, {columns} FROM flights WHERE id % 10 = 0 AND day < '2013-02-01'"
+            connection.execute(text(copy), {"days": days})
+
+
+def killed_twice_and_resumed(project: Path, job: Example, url: str, chance: random.Random, total: int) -> None:
+    """A random worker dies in the middle, later the parent; a resume at once does the rest."""
+    process = start(project, "run", job, url, workers=2)
+
+    def goes_beyond(reached: int) -> int:
+        assert process.poll() is None, process.communicate()
+        return found if (found := so_far(url, job)) > reached else 0
+
+    try:
+        first = wait_until(lambda: goes_beyond(0), 60, every_s=0.005)
+        with frozen(url, job.table):
+            assert 0 < so_far(url, job) < total
+            os.kill(chance.choice(workers_of(process)), signal.SIGKILL)
+        wait_until(lambda: goes_beyond(first), 60, every_s=0.005)
+        with frozen(url, job.table):
+            reached = so_far(url, job)
+            assert first < reached < total
+            process.kill()
+            process.wait()
+    finally:
+        process.kill()
+        process.communicate()
+    report = end(start(project, "resume", job, url, workers=2))
+    assert (report["status"], report["done"], report["pending"]) == ("done", report["planned"], 0)
+    assert so_far(url, job) == total
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="workers are found by /proc, which is not here")
+def test_nothing_is_lost_or_doubled_when_a_worker_and_then_the_parent_are_killed(
+    project: Path, tpch_folder: Path, database_url: str
+) -> None:
+    chance = random.Random(20260228)
+    killed_twice_and_resumed(project, IMPORT, database_url, chance, IMPORT.total)
+    check_import(database_url)
+    more_rows_to_roll_up(database_url)
+    days = scalar(database_url, "SELECT count(*) FROM (SELECT DISTINCT origin, day FROM flights) AS days")
+    assert days > 900
+    killed_twice_and_resumed(project, ROLL_UP, database_url, chance, days)
+    check_rollup(database_url)
+    tpch.load(database_url, tpch_folder)
+    killed_twice_and_resumed(project, RECOMPUTE, database_url, chance, RECOMPUTE.total)
+    check_totals(database_url)
+
+
+NAIVE = """
+import csv, gzip, sys
+from multiprocessing import get_context
+from sqlalchemy.orm import Session
+from jobs._models import create_tables
+from jobs.import_flights import import_flights
+from tests.support.databases import engine_for
+
+def work(rows):
+    with Session(engine_for(sys.argv[1])) as session:
+        import_flights(session, rows)
+        session.commit()
+
+if __name__ == "__main__":
+    with Session(engine_for(sys.argv[1])) as session:
+        create_tables(session)
+    with gzip.open("jobs/data/flights-2013-01.csv.gz", "rt") as lines:
+        rows = list(csv.DictReader(lines))
+    with get_context("fork").Pool(1) as pool:
+        pool.map(work, [rows[n : n + 200] for n in range(0, len(rows), 200)], chunksize=1)
+"""
+
+
+def test_control_a_plain_pool_that_is_killed_and_started_again_doubles(project: Path, sqlite_url: str) -> None:
+    (project / "naive.py").write_text(NAIVE)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "naive.py", sqlite_url]
+    process = subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: so_far(sqlite_url, IMPORT), 60, every_s=0.005)
+    with frozen(sqlite_url, "flights"):
+        assert 0 < so_far(sqlite_url, IMPORT) < IMPORT.total
+        for pid in children_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
+    subprocess.run(command, cwd=project, env=environment, check=True)
+    with pytest.raises(AssertionError):
+        check_import(sqlite_url)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
