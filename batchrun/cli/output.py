@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from batchrun.masking import Redactor
-from batchrun.reporting.streams import GuardedStream, printable_lines
+from batchrun.reporting.streams import GuardedStream, printable_lines, refuse_bytes
 
 
 class Output:
@@ -118,6 +118,7 @@ class LineStream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        refuse_bytes(text)
         whole, newline, self._rest = (self._rest + text).rpartition("\n")
         if newline:
             self._write_line(whole)

@@ -26,6 +26,8 @@ class _Lines(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
+        if not isinstance(text, str):  # as a text stream must: click finds out what it writes to by trying bytes first
+            raise TypeError(f"write() takes a text, not {type(text).__name__}")
         whole, newline, self._rest = (self._rest + text).rpartition("\n")
         if newline:
             self._tell(whole)

@@ -29,6 +29,12 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
+def refuse_bytes(text: object) -> None:
+    """Raises TypeError as a text stream must: click finds out what it writes to by trying bytes first."""
+    if not isinstance(text, str):
+        raise TypeError(f"write() takes a text, not {type(text).__name__}")
+
+
 class GuardedStream(io.TextIOBase):
     """Writes to another stream what ``clean`` makes of the text; a reader that is gone, or no stream at all, is no error.
 
@@ -63,6 +69,7 @@ class GuardedStream(io.TextIOBase):
         return self._stream.fileno()
 
     def write(self, text: str) -> int:
+        refuse_bytes(text)
         if self._stream is not None:
             try:
                 self._stream.write(self._clean(text))

@@ -108,7 +108,9 @@ def run(project: Path, batchrun: Run) -> Run:
 
 # ---------------------------------------------------------------------------------------------------------- help
 def test_help_lists_every_command(run: Run) -> None:
-    listed = run("--help").stdout.partition("Commands:\n")[2]
+    shown = run("--help").stdout
+    assert shown.startswith("Usage: batchrun [OPTIONS]")
+    listed = shown.partition("Commands:\n")[2]
     names = {line.split()[0] for line in listed.splitlines() if line.startswith("  ") and not line.startswith("   ")}
     assert names == {name.split()[0] for name in COMMANDS}
 
