@@ -27,7 +27,7 @@ from batchrun import Report, run_parallel
 from batchrun.ledger.owner import Owner
 from tests.support import crashes, oracle
 from tests.support.crashes import EXITS, PARENT_POINTS, POINTS, POISONS, Crashing, KillsTheForkServer, Poisonous
-from tests.support.databases import engine_for
+from tests.support.databases import Clones, engine_for
 from tests.support.oracle import assert_exactly_once, verdict
 from tests.support.proxy import CuttingProxy
 from tests.support.waiting import wait_until
@@ -35,6 +35,19 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 MODES: dict[str, dict[str, Any]] = {"item": {}, "chunk": {"transaction": "chunk"}, "batched": {"batched": True}}
 SEED = 20261101
+
+
+@pytest.fixture(scope="module")
+def kept(clones: Clones) -> Iterator[str]:
+    """One database for this module's tests, emptied by ``oracle.create``: a clone for each would cost more than the tests."""
+    with clones.clone() as name:
+        yield name
+
+
+@pytest.fixture
+def pg_url(clones: Clones, kept: str) -> Iterator[str]:
+    yield clones.server.url(kept)
+    clones.check_sessions(kept)
 
 
 def run(task: Any, items: range, url: str, **options: Any) -> Report:
@@ -143,12 +156,23 @@ def test_poison_in_a_shared_transaction_is_tried_alone_before_it_is_billed(datab
     assert ledger.of("failed") == {EXITS}
 
 
+def bills_written(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What the owner bills from now on."""
+    billed: list[object] = []
+    plain = Owner.bill
+
+    def bill(self: Owner, *given: Any) -> Any:
+        billed.append(given)
+        return plain(self, *given)
+
+    monkeypatch.setattr(Owner, "bill", bill)
+    return billed
+
+
 def test_the_death_of_the_fork_server_is_billed_to_nobody(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    billed: list[object] = []
-    plain = Owner.bill
-    monkeypatch.setattr(Owner, "bill", lambda self, *given: (billed.append(given), plain(self, *given))[1])
+    billed = bills_written(monkeypatch)
     items = range(20)
     oracle.create(database_url, items)
     report = run(KillsTheForkServer(tmp_path), items, database_url, start_method="forkserver")
@@ -158,9 +182,7 @@ def test_the_death_of_the_fork_server_is_billed_to_nobody(
 
 
 def test_control_a_worker_that_dies_alone_is_billed(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    billed: list[object] = []
-    plain = Owner.bill
-    monkeypatch.setattr(Owner, "bill", lambda self, *given: (billed.append(given), plain(self, *given))[1])
+    billed = bills_written(monkeypatch)
     oracle.create(database_url, range(8))
     run(Crashing("after a flush", 5, tmp_path), range(8), database_url)
     assert len(billed) == 1
@@ -181,7 +203,14 @@ def parent(task: Any, items: range, url: str, point: str = "", **options: Any) -
         started.join()
 
 
-@pytest.mark.parametrize("point", PARENT_POINTS)
+ALSO_ON_SQLITE = ("before CUT", "at CUT's COMMIT", "between CUT and dispatch", "at DEATH's COMMIT", "after DEATH")
+
+
+@pytest.mark.parametrize(
+    ("database_url", "point"),
+    [*(("postgresql", point) for point in PARENT_POINTS), *(("sqlite", point) for point in ALSO_ON_SQLITE)],
+    indirect=["database_url"],
+)
 def test_a_parent_killed_at_any_point_of_its_bookkeeping_leaves_a_run_that_goes_on(
     database_url: str, tmp_path: Path, point: str
 ) -> None:

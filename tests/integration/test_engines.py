@@ -29,11 +29,24 @@ from batchrun.ledger.marks import MarksSpec
 from batchrun.options import RunOptions
 from batchrun.tasks import task_shape
 from tests.support import oracle, scripts
-from tests.support.databases import engine_for
+from tests.support.databases import Clones, engine_for
 from tests.support.oracle import Account, assert_exactly_once, verdict, work
 from tests.support.waiting import wait_until
 
 ITEMS = range(1, 21)
+
+
+@pytest.fixture(scope="module")
+def kept(clones: Clones) -> Iterator[str]:
+    """One database for this module's tests, emptied by ``oracle.create``: a clone for each would cost more than the tests."""
+    with clones.clone() as name:
+        yield name
+
+
+@pytest.fixture
+def pg_url(clones: Clones, kept: str) -> Iterator[str]:
+    yield clones.server.url(kept)
+    clones.check_sessions(kept)
 
 
 def run(task: Any, database: Any, items: range = ITEMS, **options: Any) -> Any:
@@ -100,7 +113,7 @@ def test_workers_never_import_main(pg_url: str, tmp_path: Path) -> None:
     with Path("imports").open("a") as file: file.write("x")
     def task(item): return [getattr(sys.modules["__main__"], name, None) for name in ("task", "run_parallel")]
     for method in ("fork", "forkserver", "spawn"):
-        report = run_parallel(task, range(4), workers=2, progress=False, results=True, start_method=method)
+        report = run_parallel(task, range(4), workers=1, progress=False, results=True, start_method=method)
         print(method, report.done, method == "fork" or report.results == [[None, None]] * 4)
     """
     code, said, wrong = scripts.run(tmp_path, source)
@@ -168,7 +181,7 @@ def in_a_global_of_main(forbidden: Any) -> Callable[..., Any]:
     return found
 
 
-PLACES = {
+PLACES: dict[Callable[[Any], Callable[..., Any]], str] = {
     in_closure: "handle", in_default: "handle", in_partial: "handle", in_bound_method: "handle", in_callable_object: "handle",
     in_closure_of_a_closure: "handle", in_a_dict: "an element of a collection", in_a_global_of_main: "handle",
 }  # fmt: skip
@@ -187,7 +200,7 @@ def handles(sqlite_url: str) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 @pytest.mark.parametrize("kind", ["Engine", "Connection", "Session", "sessionmaker", "scoped_session"])
 def test_a_task_that_carries_a_connection_is_refused_by_name_before_anything_starts(
-    handles: dict[str, Any], sqlite_url: str, kind: str, place: Callable[[Any], Any]
+    handles: dict[str, Any], sqlite_url: str, kind: str, place: Callable[[Any], Callable[..., Any]]
 ) -> None:
     with pytest.raises(JobError) as caught:
         run(place(handles[kind]), sqlite_url, name="refused")
@@ -274,7 +287,7 @@ def tasks_of_all_kinds() -> dict[str, Callable[..., Any]]:
 @pytest.mark.parametrize("kind", tasks_of_all_kinds())
 def test_functions_of_all_kinds_are_tasks(sqlite_url: str, kind: str) -> None:
     oracle.create(sqlite_url, ITEMS)
-    report = run(tasks_of_all_kinds()[kind], sqlite_url, name="kinds")
+    report = run(tasks_of_all_kinds()[kind], sqlite_url, name="kinds", workers=1)
     assert report.done == len(ITEMS), report.failures
     assert_exactly_once(sqlite_url, "kinds", ITEMS)
 
@@ -300,7 +313,7 @@ def writes_backend(session: Session, item: int) -> None:
     session.execute(text("UPDATE effects SET worker = pg_backend_pid() WHERE item = :item"), {"item": item})
 
 
-@writes_backend.items  # type: ignore[attr-defined,untyped-decorator]
+@writes_backend.items
 def numbers() -> range:
     return ITEMS
 
@@ -529,7 +542,7 @@ def test_a_folder_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ inline
 @pytest.mark.parametrize("options", [{}, {"transaction": "chunk"}, {"batched": True}, {"read_only": True}, {"name": "same"}])
 def test_inline_gives_what_workers_give(database_url: str, options: dict[str, Any]) -> None:
-    wanted = {"results": True} if "name" not in options else {}
+    wanted: dict[str, Any] = {"results": True} if "name" not in options else {}
 
     def task(session: Session, given: Any) -> Any:
         many = given if isinstance(given, list) else [given]
@@ -542,9 +555,7 @@ def test_inline_gives_what_workers_give(database_url: str, options: dict[str, An
 
     seen = []
     for workers in (0, 2):
-        with engine_for(oracle.create(database_url)).begin() as connection:
-            connection.execute(text("DELETE FROM effects"))
-            connection.execute(text("DELETE FROM accounts"))
+        Path(database_url.removeprefix("sqlite:///")).unlink(missing_ok=True)
         oracle.create(database_url, ITEMS)
         named = {**options, "name": f"same {workers}"} if "name" in options else options
         report = run(task, database_url, workers=workers, **named, **wanted)
@@ -560,4 +571,4 @@ def test_no_session_of_ours_is_left_after_a_run(postgres: Any, pg_url: str) -> N
     for workers in (0, 2):
         run(returns_backend, pg_url, workers=workers, threads=2 if workers else 1)
         with engine_for(pg_url).connect() as connection:
-            wait_until(lambda: oracle.scalar(connection, left) == 0, 5)  # noqa: B023
+            wait_until(lambda: oracle.scalar(connection, left) == 0, 5)

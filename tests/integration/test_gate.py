@@ -25,12 +25,25 @@ from batchrun.database.statements import effect_of
 from batchrun.errors import AlreadyRunning, ConfigError
 from batchrun.ledger.schema import tables
 from tests.support import oracle
-from tests.support.databases import engine_for
+from tests.support.databases import Clones, engine_for
 from tests.support.oracle import Account, Effect, Label, assert_exactly_once, work
 
 ITEMS = range(1, 6)
 BAD = 3
 """The item whose task misbehaves; the others show that the run goes on as if nothing had been."""
+
+
+@pytest.fixture(scope="module")
+def kept(clones: Clones) -> Iterator[str]:
+    """One database for this module's tests, emptied by ``oracle.create``: a clone for each would cost more than the tests."""
+    with clones.clone() as name:
+        yield name
+
+
+@pytest.fixture
+def pg_url(clones: Clones, kept: str) -> Iterator[str]:
+    yield clones.server.url(kept)
+    clones.check_sessions(kept)
 
 
 @pytest.fixture
@@ -359,10 +372,10 @@ def test_rollback_to_savepoint_as_text_is_no_transaction_control(url: str) -> No
 
 BODIES = {
     1: "DO $$ BEGIN UPDATE accounts SET n = n + 0; END $$",
-    2: "CREATE FUNCTION plain() RETURNS int LANGUAGE plpgsql AS $body$ BEGIN PERFORM 1; RETURN 1; END; $body$",
-    3: "CREATE FUNCTION old() RETURNS int LANGUAGE sql AS 'SELECT 1; SELECT 2;'",
-    4: "CREATE FUNCTION standard() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT 2; END",
-    5: "CREATE PROCEDURE made() LANGUAGE plpgsql AS $$ BEGIN BEGIN NULL; END; COMMIT; END $$",
+    2: "CREATE OR REPLACE FUNCTION plain() RETURNS int LANGUAGE plpgsql AS $body$ BEGIN PERFORM 1; RETURN 1; END; $body$",
+    3: "CREATE OR REPLACE FUNCTION old() RETURNS int LANGUAGE sql AS 'SELECT 1; SELECT 2;'",
+    4: "CREATE OR REPLACE FUNCTION standard() RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT 1; SELECT 2; END",
+    5: "CREATE OR REPLACE PROCEDURE made() LANGUAGE plpgsql AS $$ BEGIN BEGIN NULL; END; COMMIT; END $$",
 }
 
 
@@ -477,7 +490,7 @@ def test_a_commit_by_the_driver_is_recorded_as_failed_in_part_and_the_rest_is_fi
 def test_a_commit_by_the_driver_inside_a_shared_transaction_fails_only_what_it_touched(url: str, options: dict[str, Any]) -> None:
     past = {BAD: commits_past_the_session, 23: commits_past_the_session_and_raises}
     items = range(1, 41)
-    oracle.create(url, items[5:])
+    oracle.create(url, items)
 
     def task(session: Session, given: Any) -> None:
         for item in given if isinstance(given, list) else [given]:
@@ -793,7 +806,7 @@ def test_an_item_that_somebody_settled_meanwhile_is_done_once(url: str) -> None:
 
 
 def test_zero_rows_after_a_zombie_that_rolled_back_means_again_and_not_done(url: str) -> None:
-    missed = []
+    missed: list[int] = []
     plain = gate_module.Gate.open
 
     def first_finds_no_row(self: gate_module.Gate) -> None:
@@ -856,14 +869,21 @@ def test_a_mark_waits_for_a_zombies_open_transaction_and_then_learns_the_truth(p
 
 
 # ------------------------------------------------------------------------------------------ pinned to SQLAlchemy
+def noted(name: str, plain: Callable[[Any], None], calls: list[str]) -> Callable[[Any], None]:
+    def called(connection: Any) -> None:
+        calls.append(name)
+        plain(connection)
+
+    return called
+
+
 def test_this_sqlalchemy_calls_the_dialects_own_begin_commit_and_rollback(url: str) -> None:
     """The gate replaces three methods of one dialect *instance*. If SQLAlchemy ever went another way, all would be void."""
     engine = worker_engine(spec_of(url), threads=1, application_name="batchrun:pin")
     calls: list[str] = []
     dialect: Any = engine.engine.dialect
     for name in ("do_begin", "do_commit", "do_rollback"):
-        plain = getattr(dialect, name)
-        setattr(dialect, name, lambda connection, name=name, plain=plain: (calls.append(name), plain(connection))[1])
+        setattr(dialect, name, noted(name, getattr(dialect, name), calls))
 
     with engine.engine.connect() as connection:
         del calls[:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,8 +11,26 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import BigInteger, Column, Date, DateTime, Engine, Float, Integer, MetaData, Numeric, Select, String, Table, Uuid
-from sqlalchemy import case, func, insert, select, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Date,
+    DateTime,
+    Engine,
+    Float,
+    Integer,
+    MetaData,
+    Numeric,
+    Select,
+    String,
+    Table,
+    Uuid,
+    case,
+    func,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.orm import Session
 
 from batchrun import iter_parallel, keyset, run_parallel
@@ -27,8 +45,8 @@ DAY = datetime(2026, 1, 1, tzinfo=UTC)
 KEYS: dict[str, tuple[Any, list[Any]]] = {
     "int": (Integer, [n * 7 - 100 for n in range(N)]),
     "bigint": (BigInteger, [2**62 + n for n in range(N)]),
-    "text": (String, [f"{'äÄzZ_-. ' [n % 8]}{n}" for n in range(N)]),
-    "text in C": (String(collation="C"), [f"{'äÄzZ_-. ' [n % 8]}{n}" for n in range(N)]),
+    "text": (String, [f"{'äÄzZ_-. '[n % 8]}{n}" for n in range(N)]),
+    "text in C": (String(collation="C"), [f"{'äÄzZ_-. '[n % 8]}{n}" for n in range(N)]),
     "uuid": (Uuid, [UUID(int=(n * 2654435761) % 2**32 << 96 | n) for n in range(N)]),
     "timestamptz": (DateTime(timezone=True), [DAY + timedelta(microseconds=n) for n in range(N)]),
     "timestamp": (DateTime, [datetime(2026, 1, 1) + timedelta(days=n, microseconds=n) for n in range(N)]),  # noqa: DTZ001 # without a zone
@@ -88,17 +106,21 @@ def test_every_kind_of_key_gives_each_row_once_in_the_databases_own_order(engine
         assert read(engine, keyset(select(table.c.k), page=1000), limit=1000) == wanted, kind
 
 
+def finding_its_row(kind: str, table: Table) -> Callable[[Session, Any], None]:
+    def task(session: Session, item: Any) -> None:
+        found = session.scalar(select(func.count()).select_from(table).where(table.c.k == item))
+        effect(session, (kind, item, found))
+
+    return task
+
+
 def test_a_run_over_every_kind_of_key_is_exactly_once_after_an_interruption(url: str, engine: Engine) -> None:
     """Each item finds its own row by what it was given, before and after the resume."""
     make(url)
     everything = []
     for kind, (type_, values) in KEYS.items():
         table = filled(engine, [Column("k", type_, primary_key=True)], [(value,) for value in values], kind)
-
-        def task(session: Session, item: Any, *, table: Table = table, kind: str = kind) -> None:
-            found = session.scalar(select(func.count()).select_from(table).where(table.c.k == item))
-            effect(session, (kind, item, found))
-
+        task = finding_its_row(kind, table)
         stream = iter_parallel(task, keyset(select(table.c.k), page=5), url, workers=0, name=kind)
         for _ in range(9):
             next(stream)

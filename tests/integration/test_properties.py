@@ -17,12 +17,16 @@ from hypothesis import strategies as st
 from sqlalchemy import column, create_engine, select, table, text
 from sqlalchemy.orm import Session
 
-from batchrun import Retry, Skip, csv_rows, iter_parallel, jsonl, keyset, run_parallel
+from batchrun import Retry, Skip, csv_rows, iter_parallel, job, jsonl, keyset, run_parallel
 from batchrun.chunks import ChunkSizer
 from tests.support.effects import MAKE, effect, effects, once
 
 FEW = settings(
-    max_examples=15, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate], suppress_health_check=[HealthCheck.too_slow]
+    max_examples=15,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
 )  # an example takes a tenth of a second, so none is shrunk: the counter-example found is printed as it is
 VERY_FEW = settings(FEW, max_examples=4)
 
@@ -128,7 +132,9 @@ def test_any_items_any_chunks_any_interruption_once_each(
 
 @FEW
 @given(st.integers(0, 40), SIZES, CRASHES, MODES)
-def test_any_sudden_end_of_the_whole_process_once_each(count: int, sizes: list[int], crashes: list[int], mode: dict[str, Any]) -> None:
+def test_any_sudden_end_of_the_whole_process_once_each(
+    count: int, sizes: list[int], crashes: list[int], mode: dict[str, Any]
+) -> None:
     """Inline: parent and worker are one process, and it is gone at once, in the middle of a transaction."""
     with database() as url, chunks_of(sizes):
         for after in crashes:
@@ -174,9 +180,10 @@ def test_counts_and_effects_agree_whatever_becomes_of_the_items(
 @FEW
 @given(st.integers(0, 30), st.integers(0, 40), SIZES, CRASHES)
 def test_a_limit_plans_so_many_and_no_more_over_all_resumes(count: int, limit: int, sizes: list[int], crashes: list[int]) -> None:
-    from batchrun import job
+    @job(limit=limit)
+    def limited(session: Session, item: int) -> None:
+        effect(session, item)
 
-    limited = job(limit=limit)(lambda session, item: effect(session, item))
     with database() as url, chunks_of(sizes):
         for after in crashes:
             cut_off(limited, range(count), url, after, workers=0, name="limited")

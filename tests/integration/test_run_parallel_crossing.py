@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -208,10 +207,10 @@ def test_control_a_plain_pool_never_answers_to_a_two_argument_exception() -> Non
 # --------------------------------------------------------------------------------------------------------- items
 
 ODD_ITEMS: list[Any] = [
-    None, True, 10**5000, -(2**70), 0.1, math.inf, 1e-320, "", "x" * 1_000_000, "a\x00b", "\ud800", "\ud83d\ude00", b"", b"\xff\x00", (), (1, (2,)), [],
-    [None, [1.5]], {}, {"a": {"$b": 1}}, {1: "one", (2,): b"two"}, date(2026, 2, 28), datetime(2026, 2, 28, 12, 30, 1, 5, UTC),
-    datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")), Decimal("1.50"), Decimal("NaN"), UUID(int=7),
-    timedelta(days=-1, microseconds=3),
+    None, True, 10**5000, -(2**70), 0.1, math.inf, 1e-320, "", "x" * 1_000_000, "a\x00b", "\ud800", "\ud83d\ude00",
+    b"", b"\xff\x00", (), (1, (2,)), [], [None, [1.5]], {}, {"a": {"$b": 1}}, {1: "one", (2,): b"two"}, date(2026, 2, 28),
+    datetime(2026, 2, 28, 12, 30, 1, 5, UTC), datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=ZoneInfo("Europe/Berlin")),
+    Decimal("1.50"), Decimal("NaN"), UUID(int=7), timedelta(days=-1, microseconds=3),
 ]  # fmt: skip
 
 
@@ -230,9 +229,7 @@ def test_every_kind_of_plain_item_reaches_the_task_without_loss(database_url: st
 
 
 @pytest.mark.parametrize("transaction", ["item", "chunk"])
-def test_tagged_items_come_back_without_loss_on_resume_and_retry(
-    database_url: str, tmp_path: Path, transaction: str
-) -> None:
+def test_tagged_items_come_back_without_loss_on_resume_and_retry(database_url: str, tmp_path: Path, transaction: str) -> None:
     """The first run cuts them into the ledger and is interrupted; the second takes them from there."""
     log = tmp_path / "seen"
     go = tmp_path / "go"
@@ -245,7 +242,7 @@ def test_tagged_items_come_back_without_loss_on_resume_and_retry(
 
     options: dict[str, Any] = {"workers": 1, "name": "odd", "transaction": transaction, "retries": 1000}
     stream = iter_parallel(task, [*ODD_ITEMS, math.nan], database_url, **options)
-    threading.Thread(target=lambda: (time.sleep(0.7), go.touch()), daemon=True).start()  # work
+    threading.Timer(0.7, go.touch).start()  # the items wait in the ledger until then
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     report = run_parallel(task, [*ODD_ITEMS, math.nan], database_url, **options)
@@ -293,7 +290,9 @@ def test_an_object_as_an_item_of_a_named_run_fails_alone_with_advice(
     assert effects(database_url) == once([1, 2, 3, 4])
     (failure,) = report.failures
     assert failure.error is not None
-    advice = {"file": "pass its path", "lock": "pass a primary key or plain data"}.get(kind, "pass the primary key, not the object")
+    advice = {"file": "pass its path", "lock": "pass a primary key or plain data"}.get(
+        kind, "pass the primary key, not the object"
+    )
     assert advice in failure.error.message
 
 
@@ -310,9 +309,7 @@ def test_an_object_as_an_item_of_an_anonymous_run_fails_alone_with_advice(
     assert "Pass the primary key, not the object." in failure.error.message
 
 
-def test_a_mapped_object_as_an_item_of_an_anonymous_run_runs_or_fails_alone(
-    database_url: str, objects: dict[str, Any]
-) -> None:
+def test_a_mapped_object_as_an_item_of_an_anonymous_run_runs_or_fails_alone(database_url: str, objects: dict[str, Any]) -> None:
     make(database_url)
 
     def task(session: Session, item: Any) -> None:
@@ -397,7 +394,7 @@ def test_closures_lambdas_methods_and_partials_travel() -> None:
     def two(extra: int, item: int) -> int:
         return item * extra
 
-    wanted = [
+    wanted: list[tuple[Callable[..., Any], list[Any]]] = [
         (closure, [100, 101]), (lambda item: item + 1, [1, 2]), (Adder(5).add, [5, 6]), (Adder(5), [-5, -4]),
         (functools.partial(two, 3), [0, 3]), (str, ["0", "1"]),
     ]  # fmt: skip

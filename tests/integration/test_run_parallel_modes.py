@@ -233,7 +233,6 @@ def test_the_context_says_what_is_running(database_url: str) -> None:
     assert first["key"] != second["key"]
 
 
-
 @pytest.mark.parametrize("transaction", ["item", "chunk"])
 def test_the_key_is_the_same_for_every_attempt_and_after_a_resume(database_url: str, tmp_path: Path, transaction: str) -> None:
     log = tmp_path / "keys"
@@ -282,7 +281,7 @@ def test_transaction_none_gives_no_session_but_the_ledger_keeps_count(database_u
 
 
 @pytest.mark.parametrize("other", [{"batched": True}, {"read_only": True}])
-def test_what_needs_a_session_is_refused_without_one(database_url: str, other: dict[str, bool]) -> None:
+def test_what_needs_a_session_is_refused_without_one(database_url: str, other: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="needs a session"):
         run_parallel(lambda item: item, range(3), database_url, transaction="none", **other)
     with pytest.raises(ConfigError, match="needs a session"):
@@ -295,7 +294,7 @@ def test_an_item_that_is_cut_off_outside_a_transaction_is_unknown(
     database_url: str, tmp_path: Path, where: dict[str, bool], threads: int
 ) -> None:
     log = tmp_path / "log"
-    place = {name: database_url for name in where}
+    place = dict.fromkeys(where, database_url)
 
     def task(item: int, ctx: Context) -> None:
         with log.open("a") as opened:

@@ -71,7 +71,9 @@ def test_classes_closures_and_constants_of_main_travel(tmp_path: Path) -> None:
 
 
 def test_a_script_from_standard_input_runs(tmp_path: Path) -> None:
-    source = "from batchrun import run_parallel\nprint(run_parallel(lambda item: item + 1, [1, 2], workers=1, results=True).results)"
+    source = (
+        "from batchrun import run_parallel\nprint(run_parallel(lambda item: item + 1, [1, 2], workers=1, results=True).results)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(scripts.ROOT)}
     found = subprocess.run(
         [sys.executable, "-"], input=source, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60

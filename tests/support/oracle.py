@@ -61,10 +61,23 @@ class Label(Base):
 
 
 # --------------------------------------------------------------------------------------------------- tables
+FULL_TABLES = (
+    "SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'batchrun_meta'"
+)
+
+
 def create(url: str, items: Iterable[int] = ()) -> str:
-    """Make the tables, with an account for each item. Returns the URL."""
+    """Make the tables, empty, with an account for each item; on PostgreSQL a ledger loses its runs. Returns the URL."""
     engine = engine_for(url)
     Base.metadata.create_all(engine)
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            names = connection.execute(text(FULL_TABLES)).scalar()
+            connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY"))
+    else:
+        with engine.begin() as connection:
+            for table in reversed(Base.metadata.sorted_tables):
+                connection.execute(table.delete())
     if rows := [{"id": item, "n": 0} for item in items]:
         with engine.begin() as connection:
             connection.execute(insert(Account), rows)
