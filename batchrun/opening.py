@@ -114,6 +114,9 @@ def check(call: Call) -> None:
     check_crossing(call.job.task)
     if call.job.initializer is not None:
         check_crossing(call.job.initializer, what="The initializer")
+    for spec in (call.database, call.ledger):
+        if spec is not None and spec.factory is not None:
+            check_crossing(spec.factory, what="The database factory")
     for option in ("batched", "read_only"):
         if call.database is None and getattr(call.options, option):
             raise ConfigError(f"{option}: needs a session, so give a database as well")

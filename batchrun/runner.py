@@ -423,6 +423,14 @@ class _Later:
 
 
 def _as_error(failed: Failed) -> BatchrunError:
+    """The error to raise; the worker's traceback is a note on it, which Python shows and the command line does not."""
+    error = _error_of(failed)
+    if failed.traceback:
+        error.add_note(f"In the worker:\n{failed.traceback}")
+    return error
+
+
+def _error_of(failed: Failed) -> BatchrunError:
     if failed.kind == "fenced":
         return AlreadyRunning(failed.text)
     if failed.kind == "database":

@@ -140,6 +140,14 @@ def traceback_text(error: BaseException) -> str:
         return ""
 
 
+def place_of(error: BaseException) -> str:
+    """Where it was raised, as `` (file:line)``, for a message of one line; empty where nobody knows."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return "" if frame is None else f" ({frame.tb_frame.f_code.co_filename}:{frame.tb_lineno})"
+
+
 def _past_our_frames(error: BaseException) -> Any:
     found = error.__traceback__
     while (

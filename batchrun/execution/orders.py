@@ -138,6 +138,7 @@ class Failed(NamedTuple):
 
     kind: str
     text: str
+    traceback: str = ""
 
 
 class Said(NamedTuple):

@@ -29,7 +29,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from batchrun.database.engines import WorkerEngine, abandon_inherited_engines, worker_engine
-from batchrun.database.failures import plain_error
+from batchrun.database.failures import place_of, plain_error
 from batchrun.database.runfolder import let_go_in_child
 from batchrun.database.turnstile import Turnstile
 from batchrun.errors import BatchrunError
@@ -295,6 +295,5 @@ def failure_of(error: BaseException) -> Failed | None:
     told = plain_error(error)
     if isinstance(error, BatchrunError):
         return Failed("job", told.message)
-    return Failed(
-        "database" if isinstance(error, DBAPIError) else "job", f"{told.type}: {told.message}\n{told.traceback}".strip()
-    )
+    kind = "database" if isinstance(error, DBAPIError) else "job"
+    return Failed(kind, f"{told.type}: {told.message}{place_of(error)}", told.traceback)
