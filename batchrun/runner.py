@@ -162,7 +162,7 @@ class Runner:
     # Obey: what people ask, and what the limits say.
 
     def _obey(self) -> None:
-        if self._settling.is_over_limit() or self._feed.error or self._plan.stop.level:
+        if self._settling.is_over_limit() or self._plan.stop.level:
             self._begin_stopping()
 
     def _begin_stopping(self) -> None:

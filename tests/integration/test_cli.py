@@ -281,7 +281,8 @@ def test_inline_and_in_workers_stdout_holds_the_json_alone(workers: str, lite: P
 
 
 # ------------------------------------------------------------------------------------------------- looking at runs
-def test_runs_and_show_agree_with_the_run(project: Project) -> None:
+def test_runs_and_show_agree_with_the_run(lite: Project) -> None:
+    project = lite
     made = [project.run("run", "count", f"n={n}", "--json", "-q").json for n in (3, 4)]
     listed = project.run("runs", "--json").json
     assert listed["schema"] == 1

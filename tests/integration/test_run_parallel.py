@@ -492,10 +492,10 @@ def test_retry_after_waits_so_long_and_holds_no_worker(database_url: str) -> Non
             raise Retry(after=0.8)
         return time.monotonic()
 
-    began = time.monotonic()
-    ended = {one.item: one.value - began for one in iter_parallel(task, range(50), database_url, workers=1)}
-    assert ended.pop(0) >= 0.8
-    assert max(ended.values()) < 0.8
+    ended = {one.item: one.value for one in iter_parallel(task, range(50), database_url, workers=1)}
+    again = ended.pop(0)
+    assert again - min(ended.values()) >= 0.7  # the first of the others ended a moment after the Retry was raised
+    assert max(ended.values()) < again
     assert sorted(rows(database_url))[:2] == [("0", 2), ("1", 1)]
 
 
