@@ -315,7 +315,8 @@ def test_an_item_that_is_cut_off_outside_a_transaction_is_unknown(
     assert (report.done, report.unknown, report.pending, report.ok) == (30 - len(unknown), len(unknown), 0, False)
     ran, wanted = written(log), once([*range(30), 9])
     assert ran <= wanted
-    assert {int(item) for item in wanted - ran} <= unknown - {5, 9, 29}  # another thread's, not even begun
+    missing = {int(item) for item in wanted - ran}
+    assert missing <= (unknown if threads > 1 else set())  # cut off by another thread's death, before they had begun
 
 
 def test_an_idempotent_job_runs_again_what_was_cut_off(database_url: str, tmp_path: Path) -> None:
