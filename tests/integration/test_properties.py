@@ -22,13 +22,13 @@ from batchrun.chunks import ChunkSizer
 from tests.support.effects import MAKE, effect, effects, once
 
 FEW = settings(
-    max_examples=10,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )  # an example takes a tenth of a second, so none is shrunk: the counter-example found is printed as it is
-VERY_FEW = settings(FEW, max_examples=3)
+VERY_FEW = settings(FEW, max_examples=4)
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.binary(max_size=20) | st.dates()
@@ -219,7 +219,7 @@ def of_rows(session: Session, item: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-@settings(FEW, max_examples=4)
+@settings(FEW, max_examples=6)
 @given(st.lists(st.integers(0, 10**6), max_size=30), SIZES, CRASHES)
 def test_any_source_any_interruption_once_each(kind: str, values: list[int], sizes: list[int], crashes: list[int]) -> None:
     with database() as url, chunks_of(sizes):
