@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from batchrun.codec import UNSTORABLE, Unstorable, dump_items, key_text, load_items
 from batchrun.execution.orders import Order
 from batchrun.items import Item, ItemError
 from batchrun.ledger.marks import Spot
-from batchrun.ledger.owner import Billed, Owner
+from batchrun.ledger.owner import Billed, Fate, Owner
 from batchrun.ledger.reading import Reading
 from batchrun.runs import Counts, RunStatus
 
 DEATHS_TO_QUARANTINE = 3
 KEY_LENGTH = 40
+
+
+class Known(NamedTuple):
+    """The order's first ``settled`` items are settled. fates: offset -> what became of those that are not simply done."""
+
+    settled: int
+    fates: dict[int, Fate]
 
 
 class Book(Protocol):
@@ -32,14 +39,14 @@ class Book(Protocol):
     def release(self, worker: int) -> None:
         """A worker died: end what it left on the server."""
 
-    def position(self, order: Order) -> int:
-        """How many items of the order are settled for certain."""
+    def known(self, order: Order) -> Known:
+        """What is certain of the order's items, whatever was reported of them."""
 
     def bill(self, order: Order, error: ItemError) -> Billed:
         """Count a death against the order's current item; ``pos`` is relative to the chunk."""
 
-    def cut_off(self, order: Order, offset: int, state: str) -> bool:
-        """transaction="none": was the item before this position under way when its worker died?"""
+    def cut_off(self, order: Order, offset: int, state: str) -> None:
+        """transaction="none": this item was under way when its worker died."""
 
     def overran(self, order: Order, error: ItemError, after_s: float | None) -> bool:
         """The order's current item was killed for overrunning. False when it had settled after all."""
@@ -74,15 +81,15 @@ class AnonymousBook:
     def release(self, worker: int) -> None:
         pass
 
-    def position(self, order: Order) -> int:
-        return order.reached
+    def known(self, order: Order) -> Known:
+        return Known(order.reached, {})
 
     def bill(self, order: Order, error: ItemError) -> Billed:
         deaths = (order.deaths if order.reached == 0 else 0) + 1  # those are its first item's
         return Billed(order.pos + order.reached, deaths, quarantined=deaths >= DEATHS_TO_QUARANTINE)
 
-    def cut_off(self, order: Order, offset: int, state: str) -> bool:
-        return False
+    def cut_off(self, order: Order, offset: int, state: str) -> None:
+        pass
 
     def overran(self, order: Order, error: ItemError, after_s: float | None) -> bool:
         return True
@@ -124,8 +131,9 @@ class DurableBook:
     def release(self, worker: int) -> None:
         self.owner.end_sessions_of(worker)
 
-    def position(self, order: Order) -> int:
-        return 0 if order.retry else self.owner.position(order.no) - order.pos
+    def known(self, order: Order) -> Known:
+        settled, fates = self.owner.known_retry(_spot(order, 0)) if order.retry else self.owner.known(order.no, order.pos)
+        return Known(settled - order.pos, {pos - order.pos: fate for pos, fate in fates.items()})
 
     def bill(self, order: Order, error: ItemError) -> Billed:
         if order.retry:
@@ -136,8 +144,8 @@ class DurableBook:
 
         return self.owner.bill(order.no, payload, error, DEATHS_TO_QUARANTINE)
 
-    def cut_off(self, order: Order, offset: int, state: str) -> bool:
-        return self.owner.cut_off(_spot(order, offset), state)
+    def cut_off(self, order: Order, offset: int, state: str) -> None:
+        self.owner.cut_off(_spot(order, offset), state)
 
     def overran(self, order: Order, error: ItemError, after_s: float | None) -> bool:
         offset = order.reached

@@ -2,6 +2,7 @@
 
 one item ran, by itself              billed to it; the third time it is quarantined
 several ran (threads, chunk, list)   nobody is billed: each is tried again alone
+none ran: it waited for its turn     nobody is billed
 the worker was killed for overrunning   the item failed with ItemTimeout, which is no death
 transaction="none", under way        unknown, or again where the job is idempotent
 """
@@ -55,8 +56,8 @@ class Burials:
                 f"{self._in_vain} workers in a row {describe_exit(died.exitcode)} before they were ready. "
                 "Run with workers=0 to see why."
             )
-        if died.running:
-            self._released.append((died.worker, [(died, order) for order in died.running]))
+        if begun := died.running + died.waiting:
+            self._released.append((died.worker, [(died, order) for order in begun]))
         elif died.was_ready and not self._plan.stop.level:
             self._emit(
                 Notice(
@@ -70,9 +71,7 @@ class Burials:
             worker, deaths = self._released[0]
             self._plan.book.release(worker)
             while deaths:
-                yield from self._one(
-                    *deaths[0], several=len(deaths) > 1 or (deaths[0][1].exclusive is False and self._threads > 1)
-                )
+                yield from self._one(*deaths[0])
                 deaths.pop(0)
             self._released.popleft()
 
@@ -80,7 +79,7 @@ class Burials:
     def _threads(self) -> int:
         return self._plan.options.threads
 
-    def _one(self, died: Died, order: Order, *, several: bool) -> Iterator[int]:
+    def _one(self, died: Died, order: Order) -> Iterator[int]:
         if self._catch_up(order):
             yield from self._rest(order, alone=order.alone)
             return
@@ -89,8 +88,9 @@ class Burials:
             return
         options = self._plan.options
         together = options.transaction == "chunk" or options.batched or options.read_only
+        several = len(died.running) > 1 or (order.exclusive is False and self._threads > 1)
         shared = together and not order.alone and len(order.items) > 1
-        if died.exitcode is None or died.was_asked:
+        if died.exitcode is None or died.was_asked or order in died.waiting:
             yield from self._rest(order, alone=order.alone, deaths=order.deaths)
         elif several or shared:
             self._tell(died, order, "It shared the worker with others, so it is tried again alone.")
@@ -103,31 +103,30 @@ class Burials:
 
     def _catch_up(self, order: Order) -> bool:
         """Items that were settled, but whose report died with the worker. True when the last of them was cut off instead."""
-        settled = 1 if order.retry else self._plan.book.position(order)
-        while order.reached < settled:
-            if order.reached == settled - 1 and self._cut_off(order):
+        known = self._plan.book.known(order)
+        while order.reached < known.settled:
+            fate = known.fates.get(order.reached)
+            if fate is not None and fate.state == "running":
+                self._cut_off(order)
                 return True
-            if order.retry:
-                return False
-            self._settling.settle(order.items[order.reached], OutcomeStatus.DONE, None, order.attempt)
+            if fate is not None and fate.state == "retry":
+                self._settling.retry(order, order.reached, fate.after_s)
+            else:
+                status = OutcomeStatus(fate.state) if fate else OutcomeStatus.DONE
+                self._settling.settle(order.items[order.reached], status, fate.error if fate else None, order.attempt)
             order.reached += 1
         return False
 
-    def _cut_off(self, order: Order) -> bool:
+    def _cut_off(self, order: Order) -> None:
         """Without a session the mark moves on before the task, so the item that ran is the last one that is marked."""
-        plan, options = self._plan, self._plan.options
-        if (plan.has_database and options.transaction != "none") or not plan.book.durable:
-            return False
         offset = order.reached
-        if not plan.book.cut_off(order, offset, "retry" if options.idempotent else "unknown"):
-            return False
+        self._plan.book.cut_off(order, offset, "retry" if self._plan.options.idempotent else "unknown")
         order.reached += 1
-        if options.idempotent:
+        if self._plan.options.idempotent:
             self._settling.retry(order, offset, 0.0)
         else:
             said = "Its worker died while the task was running; what it did outside the database is not known."
             self._settling.settle(order.items[offset], OutcomeStatus.UNKNOWN, ItemError("CutOff", said), order.attempt)
-        return True
 
     def _bill(self, died: Died, order: Order) -> Iterator[int]:
         error = ItemError(

@@ -239,7 +239,7 @@ class Runner:
     def _listen(self) -> None:
         for happened in self._executor.wait(self._patience()):
             if isinstance(happened, Died):
-                self._in_flight -= len(happened.running) + len(happened.queued)
+                self._in_flight -= len(happened.running) + len(happened.waiting) + len(happened.queued)
                 for order in reversed(happened.queued):
                     self._back(order.rest())
                 self._burials.add(happened)

@@ -50,6 +50,8 @@ class Heard:
 class Died:
     """A worker is gone. running: the orders it had begun; queued: those it had not.
 
+    waiting: of those it had begun, the ones that waited for the database or for a turn to write: no item of theirs was
+    running just then, so none is to blame; but items before may be settled, or under way outside the database.
     exitcode: negative = the signal that killed it; None = not known. was_ready: False when it died starting.
     was_asked: it had been told to stop, and did so before its orders were through.
     """
@@ -61,6 +63,7 @@ class Died:
     queued: list[Order]
     was_ready: bool
     was_asked: bool = False
+    waiting: list[Order] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)
@@ -245,12 +248,14 @@ class LocalPool:
             worker.process.kill()
         exitcode = worker.process.exitcode()
         orders = list(worker.orders.values())
-        running = [order for order in orders[: self._threads] if worker.clocks.get(order.id, math.inf) < math.inf]
-        queued = [order for order in orders if order not in running]
+        begun = [order for order in orders if order.id in worker.clocks]
+        running = [order for order in begun if worker.clocks[order.id] < math.inf]
+        waiting = [order for order in begun if order not in running]
+        queued = [order for order in orders if order not in begun]
         self._forget(worker)
         was_asked = worker.is_leaving and exitcode == 0
         if orders or not was_asked:
-            yield Died(worker.number, worker.process.pid, exitcode, running, queued, worker.is_ready, was_asked)
+            yield Died(worker.number, worker.process.pid, exitcode, running, queued, worker.is_ready, was_asked, waiting)
 
     # Bytes.
 

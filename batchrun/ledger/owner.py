@@ -15,9 +15,9 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Engine, Select, bindparam, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from batchrun.codec import dump
@@ -75,6 +75,14 @@ class Billed:
     pos: int
     deaths: int
     quarantined: bool = False
+
+
+class Fate(NamedTuple):
+    """What an item came to that has a row of its own. after_s: until it is tried again, of those in "retry"."""
+
+    state: str
+    error: ItemError | None
+    after_s: float
 
 
 @dataclass(slots=True)
@@ -302,23 +310,44 @@ class Owner:
             connection.execute(update(item).where(*mine).values(deaths=row.deaths + 1, **values))
             return Billed(spot.pos, row.deaths + 1, quarantined=over)
 
-    def cut_off(self, spot: Spot, state: str) -> bool:
-        """transaction="none": the worker died while this item was under way. False when it was not."""
+    def cut_off(self, spot: Spot, state: str) -> None:
+        """transaction="none": the worker died while this item was under way."""
         item = self.tables.item
         mine = (item.c.run == self.run, item.c.no == spot.no, item.c.pos == spot.pos, item.c.epoch == self.epoch)
         with self.writing() as connection:
-            found = connection.execute(update(item).where(*mine, item.c.state == "running").values(**_cut_off(state)))
-            return found.rowcount == 1
+            connection.execute(update(item).where(*mine, item.c.state == "running").values(**_cut_off(state)))
 
-    def position(self, no: int) -> int:
-        """How far the chunk is settled, once nobody holds its row any more. Raises Busy while a zombie does."""
-        chunk = self.tables.chunk
+    def known(self, no: int, since: int) -> tuple[int, dict[int, Fate]]:
+        """How far the chunk is settled, once nobody holds its row any more, and what has a row of its own from ``since`` on.
+
+        Raises Busy while a zombie holds the chunk's row.
+        """
+        chunk, item = self.tables.chunk, self.tables.item
         mine = (chunk.c.run == self.run, chunk.c.no == no, chunk.c.epoch == self.epoch)
         with self.writing() as connection:
-            found = connection.execute(select(chunk.c.pos).where(*mine).with_for_update()).scalar()
-        if found is None:
+            pos = connection.execute(select(chunk.c.pos).where(*mine).with_for_update()).scalar()
+            if pos is None:
+                raise Fenced(FENCED.format(self.run))
+            where = (item.c.run == self.run, item.c.no == no, item.c.pos >= since)
+            rows = connection.execute(self._fates().where(*where)).all()
+        return int(pos), {row.pos: _fate(row) for row in rows}
+
+    def known_retry(self, spot: Spot) -> tuple[int, dict[int, Fate]]:
+        """The same for an item that has a row of its own: it is settled when that row is past this attempt."""
+        item = self.tables.item
+        mine = (item.c.run == self.run, item.c.no == spot.no, item.c.pos == spot.pos, item.c.epoch == self.epoch)
+        with self.writing() as connection:
+            row = connection.execute(self._fates().where(*mine).with_for_update()).first()
+        if row is None:
             raise Fenced(FENCED.format(self.run))
-        return int(found)
+        if row.state == "retry" and row.attempts == spot.attempt - 1:
+            return spot.pos, {}
+        return spot.pos + 1, {} if row.state == "done" else {spot.pos: _fate(row)}
+
+    def _fates(self) -> Select[Any]:
+        item = self.tables.item
+        after = (item.c.due - now_expression(self.engine.dialect.name)).label("after")
+        return select(item.c.pos, item.c.state, item.c.attempts, item.c["class"], item.c.sqlstate, item.c.message, after)
 
     def fail_current(self, spot: Spot, payload: str, error: ItemError, after_s: float | None) -> bool:
         """Fail the item at ``spot`` in the worker's stead, which was killed for overrunning. False when it had settled.
@@ -362,6 +391,11 @@ class Owner:
         now = now_expression(self.engine.dialect.name)
         run = self.tables.run
         self._update_run(status=status.value, note=note, ended=now, heartbeat=now, elapsed=run.c.elapsed + elapsed_s)
+
+
+def _fate(row: Any) -> Fate:
+    error = ItemError(row._mapping["class"], row.message, row.sqlstate)
+    return Fate(row.state, error, max(0.0, float(row.after or 0.0)))
 
 
 def _cut_off(state: str) -> dict[str, Any]:
