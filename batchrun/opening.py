@@ -405,7 +405,9 @@ class _Opening:
             executor = InlineExecutor(work, lambda: call.stop.level > 0)
         else:
             method, folder = call.options.start_method, call.job.folder
-            launcher = Launcher(method, folder, pack_work(work), captures_output=call.captures_output)
+            launcher = Launcher(
+                method, folder, pack_work(work), captures_output=call.captures_output, may_use_sqlite=work.may_use_sqlite
+            )
             executor = LocalPool(launcher, workers, call.options.threads)
         return RunPlan(
             job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,

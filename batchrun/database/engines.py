@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -205,12 +206,22 @@ def _server_side_cursors_in_autocommit(engine: Engine) -> None:
 def abandon_inherited_engines() -> int:
     """In a forked child: let go of every engine of the parent without closing the parent's connections.
 
-    Returns how many. ``dispose()`` without ``close=False`` would say goodbye to the server on the parent's sockets.
+    Returns how many. ``dispose()`` without ``close=False`` would say goodbye to the server on the parent's sockets. The
+    old pools are kept, unused, to the end: what is never freed closes nothing, and SQLite would roll back on closing.
     """
-    found = [thing for thing in gc.get_objects() if isinstance(thing, Engine)]
-    for engine in found:
-        engine.dispose(close=False)
+    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Engine)]  # isinstance() would ask proxies
+    level = logging.root.manager.disable
+    logging.disable()  # a pool logs its end, and a handler may wait for a lock that another thread held at the fork
+    try:
+        for engine in found:
+            _inherited.append(engine.pool)
+            engine.dispose(close=False)
+    finally:
+        logging.disable(level)
     return len(found)
+
+
+_inherited: list[object] = []
 
 
 def source_engine(spec: EngineSpec, *, application_name: str) -> Engine:

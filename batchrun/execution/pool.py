@@ -21,13 +21,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
 
 from batchrun.errors import BatchrunError
 from batchrun.execution.orders import Ended, Message, Order, Ready, Settled, Stop, Waiting, sent
-from batchrun.execution.processes import Launcher, Process
+from batchrun.execution.processes import Launcher, Process, worker_pipe
 
 _HEADER = struct.Struct("!i")
 _LONG_HEADER = struct.Struct("!Q")
@@ -91,6 +90,7 @@ class LocalPool:
         self._wanted = workers
         self._threads = threads
         self._selector = selectors.DefaultSelector()
+        self._pid = os.getpid()
         self._workers: dict[int, Worker] = {}
         self._next_number = 0
         self._next_order = 0
@@ -188,6 +188,8 @@ class LocalPool:
 
     def close(self) -> None:
         """End everything at once. Nothing of ours is left afterwards; what workers had is not returned."""
+        if os.getpid() != self._pid:
+            return  # a child of ours that somebody forked has a copy of this pool, and no right to its workers
         for worker in self._workers.values():
             worker.process.kill()
         for worker in list(self._workers.values()):
@@ -260,7 +262,7 @@ class LocalPool:
     # Bytes.
 
     def _start_one(self) -> None:
-        ours, theirs = Pipe(duplex=True)
+        ours, theirs = worker_pipe()
         try:
             process = self._launcher.launch(theirs, self._next_number)
         except BaseException:

@@ -7,6 +7,7 @@ functions of ``__main__`` travel by value, and importing it would run a script w
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.process
 import os
@@ -17,12 +18,25 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from batchrun.errors import BatchrunError
+from batchrun.execution.starter import STARTER_NAME, Starter
 from batchrun.execution.worker import worker_main
 
 PRELOAD = ("batchrun.execution.worker", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "psycopg2")
 """What the fork server imports once, so that a worker starts in milliseconds. A missing one is passed over."""
 
-_START_LOCK = threading.Lock()
+_START_LOCK = threading.RLock()
+_STARTER = Starter()
+_OUR_ENDS: set[Connection] = set()
+"""The parent's ends of the pipes to all its workers. A forked worker has copies, and closes them: else no pipe would end."""
+
+
+def _unlock_in_child() -> None:
+    """A forked child is made while the lock is held; it may start processes of its own."""
+    global _START_LOCK
+    _START_LOCK = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
 
 
 def default_start_method() -> str:
@@ -60,32 +74,73 @@ class Process:
 class Launcher:
     """Starts workers that all do the same work."""
 
-    def __init__(self, method: str | None, folder: str | None, blob: bytes, *, captures_output: bool = False) -> None:
+    def __init__(
+        self, method: str | None, folder: str | None, blob: bytes, *, captures_output: bool = False, may_use_sqlite: bool = False
+    ) -> None:
         self.method = method or default_start_method()
         if self.method not in multiprocessing.get_all_start_methods():
             raise BatchrunError(f"The start method {self.method!r} does not exist on this system.")
-        self._context: Any = multiprocessing.get_context(self.method)
+        self._may_use_sqlite = may_use_sqlite
         self._folder = folder
         self._blob = blob
         self._captures_output = captures_output
-        if self.method == "forkserver":
-            self._context.set_forkserver_preload(list(PRELOAD))
+        if default_start_method() == "forkserver":
+            context: Any = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(list(PRELOAD))
 
     def launch(self, theirs: Connection, number: int) -> Process:
         """Start worker ``number``. Raises EOFError or OSError when it cannot be started just now, as when the fork
         server was killed: the next try starts a new one.
         """
-        inherited = self.method == "fork"
-        made = self._context.Process(
-            target=worker_main,
+        method = self._method_now()
+        inherited = method == "fork"
+        context: Any = multiprocessing.get_context(method)
+        made = context.Process(
+            target=_forked_worker if inherited else worker_main,
             args=(theirs, number, self._folder, self._blob, inherited, self._captures_output),
             name=f"batchrun-{number}",
             daemon=False,
         )
-        with _START_LOCK, without_main_module():
-            made.start()
-        server = getattr(forkserver._forkserver, "_forkserver_pid", None) if self.method == "forkserver" else None
+        _STARTER.call(functools.partial(_start, made))
+        server = getattr(forkserver._forkserver, "_forkserver_pid", None) if method == "forkserver" else None
         return Process(made, server)
+
+    def _method_now(self) -> str:
+        """fork only where it is safe. SQLite keeps in the process which of its locks are held: a copy of that, made while
+        another thread writes, waits for ever for locks that nobody will let go.
+        """
+        return default_start_method() if self.method == "fork" and self._may_use_sqlite and _has_other_threads() else self.method
+
+
+def _has_other_threads() -> bool:
+    """Threads that may be at work in a database: the starter and tqdm's monitor are not."""
+    mine = threading.current_thread()
+    return any(
+        one is not mine and one.name != STARTER_NAME and not type(one).__module__.startswith("tqdm.")
+        for one in threading.enumerate()
+    )
+
+
+def _start(process: Any) -> None:
+    with _START_LOCK, without_main_module():
+        process.start()
+
+
+def worker_pipe() -> tuple[Connection, Connection]:
+    """The parent's end and the worker's end of a pipe."""
+    with _START_LOCK:
+        _OUR_ENDS.difference_update([one for one in _OUR_ENDS if one.closed])
+        ours, theirs = multiprocessing.Pipe(duplex=True)
+        _OUR_ENDS.add(ours)
+    return ours, theirs
+
+
+def _forked_worker(*args: Any) -> None:
+    """What a worker started by fork runs first: it lets go of the parent's pipes."""
+    while _OUR_ENDS:
+        with contextlib.suppress(OSError):
+            _OUR_ENDS.pop().close()
+    worker_main(*args)
 
 
 def _is_dead(pid: int) -> bool:

@@ -44,6 +44,11 @@ class Work:
     def has_session(self) -> bool:
         return self.engine is not None and self.options.transaction != "none"
 
+    @property
+    def may_use_sqlite(self) -> bool:
+        """What a factory makes is not known here."""
+        return any(spec is not None and (spec.is_sqlite or spec.url is None) for spec in (self.engine, self.books))
+
     def application_name(self, worker: int) -> str:
         """What the server shows for a worker's session; takeover and billing find leftovers by it."""
         epoch = self.marks.epoch if self.marks else 1

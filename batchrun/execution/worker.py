@@ -11,13 +11,11 @@ A worker never imports typer or tqdm.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import pickle
 import queue
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -35,6 +33,7 @@ from batchrun.database.turnstile import Turnstile
 from batchrun.errors import BatchrunError
 from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.link import Refused, Stopping
+from batchrun.execution.orphans import guard_against_orphanhood
 from batchrun.execution.orders import Failed, Message, Ready, Sent, Stop
 from batchrun.execution.strategies import OrderRunner
 from batchrun.execution.voice import Voice
@@ -43,8 +42,6 @@ from batchrun.ledger.marks import Corrupt, Fenced
 
 POLL_S = 0.01
 """How often the one-threaded worker looks for a Stop between items; a look costs as much as a small item."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 def worker_main(
@@ -55,7 +52,7 @@ def worker_main(
     inherited: started by fork, so the parent's engines are here too. captures_output: also what the job's module prints
     when it is imported goes to the parent.
     """
-    guard_against_orphanhood()
+    guard_against_orphanhood(connection, inherited=inherited)
     ignore_signals()
     if inherited:
         let_go_in_child()
@@ -90,29 +87,13 @@ def _clean_up(parts: Parts, send: Callable[[Message], None]) -> None:
             Voice(send).notice(f"The clean-up of a worker raised {told.type}: {told.message}")
 
 
-def guard_against_orphanhood() -> None:
-    """Die with the parent, whatever it dies of, even in a loop in C that holds the interpreter's lock.
-
-    PDEATHSIG watches the process that forked us. Under forkserver that is the fork server, which lives for as long
-    as anybody holds its pipe: we let our copy go, so that the parent's death ends it, and its death us.
-    """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    from multiprocessing import forkserver
-
-    server: Any = forkserver._forkserver
-    alive = getattr(server, "_forkserver_alive_fd", None)
-    if alive is not None and getattr(server, "_forkserver_pid", None) is None:
-        os.close(alive)
-        server._forkserver_alive_fd = None
-
-
 def ignore_signals() -> None:
     """Ctrl-C and a stopping service reach the whole group; the parent alone decides what they mean.
 
-    A handler that does nothing, rather than SIG_IGN, which programs that a task starts would inherit.
+    A handler that does nothing, rather than SIG_IGN, which programs that a task starts would inherit. After a fork out of
+    an asyncio program its loop would still be told of our signals, over the socket it has for them.
     """
+    signal.set_wakeup_fd(-1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, frame: None)
 
