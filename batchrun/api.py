@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from batchrun.database.connecting import check_reachable
 from batchrun.database.engines import EngineSpec, control_engine, spec_of
-from batchrun.errors import ConfigError
+from batchrun.errors import BatchrunError, ConfigError
 from batchrun.events import Observer
 from batchrun.items import Outcome
 from batchrun.jobs import Job, job_of
@@ -204,7 +205,8 @@ def _batches(call: Call, progress: bool | None, keep: list[Report]) -> Iterator[
     """Open the run, carry it out, and leave its report in ``keep``."""
     observer = _bar(progress)
     call.observers = [*call.observers, observer] if observer else call.observers
-    with opened(call) as plan:
+    call.learn_secrets()
+    with _hiding_secrets(call.redact), opened(call) as plan:
         if isinstance(plan, Report):
             keep.append(plan)
             return
@@ -214,6 +216,23 @@ def _batches(call: Call, progress: bool | None, keep: list[Report]) -> Iterator[
         raise KeyboardInterrupt
     assert runner.report is not None
     keep.append(runner.report)
+
+
+@contextmanager
+def _hiding_secrets(redact: Callable[[str], str]) -> Iterator[None]:
+    """Take secrets out of the texts of our errors, and of what Python would print below them as their cause."""
+    try:
+        yield
+    except BatchrunError as error:
+        error.args = tuple(redact(one) if isinstance(one, str) else one for one in error.args)
+        notes = [redact(one) for one in getattr(error, "__notes__", [])]
+        if notes:
+            error.__notes__ = notes
+        cause = error.__cause__ or error.__context__
+        told = "" if cause is None else "".join(traceback.format_exception(cause))
+        if redact(told) != told:
+            error.__cause__ = error.__context__ = None
+        raise
 
 
 def _bar(progress: bool | None) -> Observer | None:

@@ -10,6 +10,7 @@ import builtins
 import difflib
 import importlib
 import os
+import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -436,14 +437,43 @@ def _mask_path(url: str) -> str:
 
 
 def warnings(settings: Settings) -> list[str]:
-    """Return what is no error but should be known: a config.toml with a password in it that others can read."""
-    if settings.file is None or os.name != "posix" or not settings.file.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        return []
+    """Return what is no error but should be known: a file with a password in it that others can read, once for each file."""
+    found = []
+    labels = _secret_labels(settings)
+    if labels and settings.file is not None and _others_can_read(settings.file):
+        found.append(
+            f"{', '.join(labels)}: this is a secret, and others on this machine can read the file: "
+            f"chmod 600 {shlex.quote(str(settings.file))}, or take it from a ${{VARIABLE}} or a url_file"
+        )
+    for path, (value, layer) in _merged(settings.layers).items():
+        url = _resolved(path, settings)
+        if path[-1] == "url_file" and isinstance(value, str | Path) and url_secrets(url):
+            file = settings.folder / Path(value).expanduser()
+            if _others_can_read(file):
+                found.append(
+                    f"{layer.label(path)}: the URL in {file} has a password, and others on this machine can read the file: "
+                    f"chmod 600 {shlex.quote(str(file))}"
+                )
+    return list(dict.fromkeys(found))
+
+
+def _secret_labels(settings: Settings) -> list[str]:
+    """Where config.toml itself has a secret, not the name of a variable."""
     return [
-        f"{layer.label(path)}: this is a secret, and others on this machine can read the file: "
-        f"chmod 600 {settings.file}, or take it from a ${{VARIABLE}} or a url_file"
+        layer.label(path)
         for layer in settings.layers
         if layer.in_file
         for path, value in layer.leaves()
         if path not in layer.written and isinstance(value, str) and (url_secrets(value) or names_secret(str(path[-1])))
     ]
+
+
+def _others_can_read(file: Path) -> bool:
+    """By its permission bits, which count for root too. False where we are not the owner, who alone can mend it."""
+    if os.name != "posix":
+        return False
+    try:
+        found = file.stat()
+    except OSError:
+        return False
+    return found.st_uid == os.geteuid() and bool(found.st_mode & (stat.S_IRGRP | stat.S_IROTH))

@@ -5,10 +5,11 @@ Where a text is ambiguous it hides too much rather than too little.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable
-from urllib.parse import quote, quote_plus, unquote, unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 MASK = "***"
 
@@ -81,12 +82,14 @@ class Redactor:
     def add(self, *secrets: str) -> None:
         """Hide these from now on, as they are and as URLs, JSON and repr() write them."""
         for secret in filter(None, secrets):
-            self._secrets |= (
-                {secret, quote(secret, safe=""), quote(secret), quote_plus(secret)} if _encodable(secret) else {secret}
-            )
-            self._secrets |= {json.dumps(secret)[1:-1], repr(secret)[1:-1]}
+            self._secrets.add(secret)
         longest_first = sorted(self._secrets, key=lambda one: (-len(one), one))
         self._pattern = re.compile("|".join(map(_alternative, longest_first))) if longest_first else None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is hidden, for a Redactor in another process."""
+        return tuple(sorted(self._secrets))
 
     def __call__(self, text: str) -> str:
         """Return the text without its secrets."""
@@ -96,15 +99,31 @@ class Redactor:
         return _ASSIGNED.sub(_hide_value, text)
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True
-
-
 def _alternative(secret: str) -> str:
-    if len(secret) > _WHOLE_WORD_UP_TO:
-        return re.escape(secret)
-    return rf"(?<![A-Za-z0-9]){re.escape(secret)}(?![A-Za-z0-9])"
+    spelled = "".join(map(_spelled, secret))
+    return spelled if len(secret) > _WHOLE_WORD_UP_TO else rf"(?<![A-Za-z0-9]){spelled}(?![A-Za-z0-9])"
+
+
+@functools.cache
+def _spelled(one: str) -> str:
+    """A pattern for every way a character is written: as it is, in a URL, in JSON, by repr(), and by one inside another."""
+    if one.isascii() and one.isalnum():
+        return one
+    if one == "\\":
+        return r"(?:\\+|%5[cC])"
+    ways = {re.escape(one), *(r"\\+".join(map(re.escape, way.split("\\"))) for way in _escaped(one))}
+    if one.isascii() and one.isprintable() and one != " ":
+        ways.add(r"\\+" + re.escape(one))
+    if one == " ":
+        ways.add(r"\+")
+    ways.add("".join(f"%(?i:{byte:02x})" for byte in one.encode("utf-8", "surrogatepass")))
+    return f"(?:{'|'.join(sorted(ways, key=len, reverse=True))})"
+
+
+def _escaped(one: str) -> set[str]:
+    """The backslashed spellings of a character."""
+    code = ord(one)
+    numbers = {f"\\x{code:02x}"} if code < 256 else set()
+    found = numbers | {f"\\u{code:04x}", json.dumps(one)[1:-1], ascii(one)[1:-1], repr(one)[1:-1]}
+    raw = "".join(f"\\x{byte:02x}" for byte in one.encode("utf-8", "surrogatepass"))  # as repr() shows bytes
+    return {way for way in found | {raw} if way.startswith("\\")}

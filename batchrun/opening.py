@@ -31,7 +31,7 @@ from batchrun.database.engines import EngineSpec, control_engine, source_engine
 from batchrun.database.failures import Meaning, is_driver_error, meaning_of
 from batchrun.database.runfolder import AliveLock, run_folder
 from batchrun.database.turnstile import OwnerTurn
-from batchrun.database.urls import sqlite_file
+from batchrun.database.urls import passwords_in, sqlite_file
 from batchrun.errors import AlreadyRunning, BatchrunError, ConfigError, DatabaseError, JobError, RunChanged
 from batchrun.events import Observer, RunOpened
 from batchrun.execution.inline import InlineExecutor
@@ -47,6 +47,7 @@ from batchrun.ledger.marks import MarksSpec
 from batchrun.ledger.owner import Busy, NewRun, Owner
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.loading import code_fingerprint, run_items
+from batchrun.masking import Redactor
 from batchrun.options import OPTION_NAMES, FailureLimit, RunOptions
 from batchrun.parameters import dump_params, secrets_in, split_call
 from batchrun.runner import Executor, RunPlan, StopRequest
@@ -91,6 +92,11 @@ class Call:
     captures_output: bool = False
     observers: Sequence[Observer] = ()
     stop: StopRequest = field(default_factory=StopRequest)
+    redact: Redactor = field(default_factory=Redactor)
+
+    def learn_secrets(self) -> None:
+        """Secret parameters and the passwords of URLs: what no text that leaves may hold."""
+        self.redact.add(*secrets_in(self.params), *(one for spec in (self.database, self.ledger) if spec for one in spec.secrets))
 
     @property
     def durable(self) -> bool:
@@ -170,6 +176,7 @@ class _Opening:
         assert spec is not None
         role = "source" if make is source_engine else "owner"
         engine = make(spec, application_name=f"batchrun-{role}:{self._run[:8]}:{self._call.job.name}")
+        self._call.redact.add(*passwords_in(engine.url))  # a factory's are not known before
         self._stack.callback(engine.dispose)
         check_reachable(engine)
         return engine
@@ -285,7 +292,8 @@ class _Opening:
     def _fingerprint(self, source: Source, context: SourceContext) -> dict[str, str]:
         call = self._call
         code = replace(call.job, items=None) if call.items is not None else call.job
-        return {"code": code_fingerprint(code), "parameters": self._params_text(), **source.fingerprint(context)}
+        found = {name: call.redact(told) for name, told in source.fingerprint(context).items()}
+        return {"code": code_fingerprint(code), "parameters": self._params_text(), **found}
 
     # Plans.
 
@@ -413,7 +421,7 @@ class _Opening:
             job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
             feed=feed,
             executor=executor, counts=counts, wants_results=call.wants_results, wants_outcomes=call.wants_outcomes,
-            has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers),
+            has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers), redact=call.redact,
         )  # fmt: skip
 
     def _work(self, owner: Owner | None) -> Work:
@@ -430,14 +438,8 @@ class _Opening:
             books=call.ledger if owner and separate else None,
             run_folder=folder, turnstile_for=identity, task_params=task_params,
             params=dict(call.params), initializer=call.job.initializer, wants_values=call.wants_results or call.wants_outcomes,
-            secrets=self._secrets(),
+            secrets=call.redact.secrets,
         )  # fmt: skip
-
-    def _secrets(self) -> tuple[str, ...]:
-        """What must not get into the ledger by way of an error's text: secret parameters, passwords of URLs."""
-        specs = (self._call.database, self._call.ledger)
-        passwords = [str(spec.url.password) for spec in specs if spec and spec.url is not None and spec.url.password]
-        return (*secrets_in(self._call.params), *passwords)
 
     def _announce(self, plan: RunPlan, *, resumed: bool) -> None:
         opened = RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed)

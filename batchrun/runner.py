@@ -98,6 +98,7 @@ class RunPlan:
     counts_anew: bool = False  # max_failures leaves earlier failures out: a halted run that is resumed is meant to go on
     stop: StopRequest = field(default_factory=StopRequest)
     observers: tuple[Observer, ...] = ()
+    redact: Callable[[str], str] = str  # takes secrets out of notices and the note
 
 
 class Runner:
@@ -284,7 +285,7 @@ class Runner:
         now = time.monotonic()
         if now - self._told.get(said.text, -10.0) > 5.0:  # several workers say the same at once
             self._told[said.text] = now
-            self._emit(Notice(said.level, said.text))
+            self._emit(Notice(said.level, self._plan.redact(said.text)))
 
     def _kill_overdue(self) -> None:
         options = self._plan.options
@@ -331,7 +332,7 @@ class Runner:
         """The book could not be written just now."""
         if busy.away and time.monotonic() - self._told.get("away", -10.0) > 5.0:
             self._told["away"] = time.monotonic()
-            self._emit(Notice("WARNING", f"The ledger's database is away; waiting for it: {busy}"))
+            self._emit(Notice("WARNING", self._plan.redact(f"The ledger's database is away; waiting for it: {busy}")))
 
     # The end.
 
@@ -372,6 +373,7 @@ class Runner:
 
     def _close(self, status: RunStatus, note: str) -> Report:
         elapsed = time.monotonic() - self._began
+        note = self._plan.redact(note)
         counts, final = self._plan.counts, status
         until = time.monotonic() + max(10.0, self._plan.options.grace)
         while True:

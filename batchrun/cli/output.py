@@ -37,7 +37,7 @@ class Output:
 
     def say(self, text: str) -> None:
         """Write to stderr, control characters escaped."""
-        self.err.write(f"{printable_lines(text)}\n")
+        self.err.write(f"{printable_lines(self.redact(text))}\n")
         self.err.flush()
 
     def table_width(self) -> int | None:

@@ -19,8 +19,9 @@ from sqlalchemy.pool import NullPool, QueuePool
 from batchrun.database.drivers import Driver, driver_named
 from batchrun.database.gate import Gate, install
 from batchrun.database.turnstile import Turnstile
-from batchrun.database.urls import normalise, sqlite_file
+from batchrun.database.urls import normalise, passwords_in, sqlite_file
 from batchrun.errors import ConfigError, JobError
+from batchrun.masking import names_secret
 
 SQLITE_WAIT_S = 30.0
 """How long a worker waits for another program's lock on a SQLite file; the run's own workers take turns."""
@@ -47,6 +48,13 @@ class EngineSpec:
     @property
     def is_sqlite(self) -> bool:
         return self.url is not None and self.url.get_backend_name() == "sqlite"
+
+    @property
+    def secrets(self) -> list[str]:
+        """Its passwords, for ``masking.Redactor``."""
+        arguments = self.options.get("connect_args", {})
+        given = [str(value) for name, value in arguments.items() if names_secret(str(name)) and value]
+        return given + ([] if self.url is None else passwords_in(self.url))
 
     @property
     def identity(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import sqlite3
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError, StatementError
@@ -114,28 +115,31 @@ def is_away(error: BaseException) -> bool:
     return error.connection_invalidated or state.startswith(("08", "57P")) or (error.statement is None and not state)
 
 
-def plain_error(error: BaseException, *, with_traceback: bool = True) -> ItemError:
-    """Turn an exception into plain data. Never raises, whatever its ``__str__`` does."""
+def plain_error(error: BaseException, *, with_traceback: bool = True, hide: Callable[[str], str] = str) -> ItemError:
+    """Turn an exception into plain data. Never raises, whatever its ``__str__`` does.
+
+    hide: takes secrets out, before long texts are cut, since half a secret would not be known for one.
+    """
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ in ("builtins", "batchrun.errors") else f"{kind.__module__}.{kind.__qualname__}"
-    text = traceback_text(error) if with_traceback else ""
-    return ItemError(name, message_of(error), sqlstate_of(error), text)
+    text = traceback_text(error, hide) if with_traceback else ""
+    return ItemError(name, message_of(error, hide), sqlstate_of(error), text)
 
 
-def message_of(error: BaseException) -> str:
+def message_of(error: BaseException, hide: Callable[[str], str] = str) -> str:
     """The exception's text, cut, and always encodable."""
     try:
         said = error.reason if isinstance(error, Skip | Retry) else str(getattr(error, "orig", None) or error)
     except BaseException as second:  # a broken __str__ is the task's fault and must not end the worker
         said = f"(its text cannot be shown: __str__ raised {type(second).__name__})"
-    return _clean(said, MAX_MESSAGE)
+    return _clean(hide(said), MAX_MESSAGE)
 
 
-def traceback_text(error: BaseException) -> str:
+def traceback_text(error: BaseException, hide: Callable[[str], str] = str) -> str:
     """The traceback as text, the frames of batchrun itself left out. Never raises."""
     try:
         lines = traceback.format_exception(type(error), error, _past_our_frames(error), limit=50)
-        return _clean("".join(lines), MAX_TRACEBACK)
+        return _clean(hide("".join(lines)), MAX_TRACEBACK)
     except BaseException:  # a broken __str__, a recursion at its limit: the type is told elsewhere
         return ""
 

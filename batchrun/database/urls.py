@@ -9,6 +9,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from batchrun.errors import ConfigError
+from batchrun.masking import names_secret
 
 _DRIVERS = {"psycopg2": ("psycopg2", "psycopg2-binary"), "psycopg": ("psycopg", "'psycopg[binary]'")}
 _PREFERRED = ("psycopg2", "psycopg")
@@ -29,6 +30,8 @@ def normalise(url: str | URL, folder: Path | None = None) -> URL:
             "The database URL cannot be read. Write postgresql://user:password@host:5432/name or sqlite:///file.db, "
             "with special characters in the password percent-encoded."
         ) from None
+    if parsed.drivername.partition("+")[0] != "sqlite" and "@" in f"{parsed.host}{parsed.database}":
+        raise ConfigError("The database URL has more than one @. If the password holds one, write it as %40 (and / as %2F).")
     backend, _, driver = parsed.drivername.partition("+")
     if backend in ("postgresql", "postgres"):
         return parsed.set(drivername=f"postgresql+{_postgres_driver(driver)}")
@@ -62,6 +65,15 @@ def _sqlite(parsed: URL, driver: str, folder: Path | None) -> URL:
     if not name.startswith("file:"):
         name = str((folder or Path.cwd()) / Path(name).expanduser())
     return parsed.set(drivername="sqlite+pysqlite", database=name)
+
+
+def passwords_in(url: URL) -> list[str]:
+    """The passwords of a URL, also those in its query, for ``masking.Redactor``."""
+    found = [str(url.password)] if url.password else []
+    for name, value in url.query.items():
+        if names_secret(name):
+            found += [value] if isinstance(value, str) else value
+    return found
 
 
 def sqlite_file(url: URL) -> Path:

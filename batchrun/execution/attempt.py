@@ -312,7 +312,7 @@ class ItemRunner:
             self.deadline.expired = False
         past, self._past = self._past, False
         if past and not isinstance(error, PartialCommit) and self._stands(spot):
-            said = f"{PAST_THE_SESSION} Afterwards it raised {type(error).__name__}: {message_of(error)}"
+            said = f"{PAST_THE_SESSION} Afterwards it raised {type(error).__name__}: {message_of(error, self._redact)}"
             error = PartialCommit(said).with_traceback(error.__traceback__)
         return error, meaning_of(error, is_lost=lost, retry_on=self.work.options.retry_on)
 
@@ -325,8 +325,7 @@ class ItemRunner:
 
     def _plain(self, error: BaseException, *, with_traceback: bool = True) -> ItemError:
         """An error as plain data, without the secrets that its text may hold."""
-        told = plain_error(error, with_traceback=with_traceback)
-        return ItemError(told.type, self._redact(told.message), told.sqlstate, self._redact(told.traceback))
+        return plain_error(error, with_traceback=with_traceback, hide=self._redact)
 
     def result_of(self, error: BaseException, meaning: Meaning, spot: Spot) -> Result:
         """Turn a judged error into a result: skipped, to be tried again, or failed."""

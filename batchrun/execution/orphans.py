@@ -69,7 +69,7 @@ def _watch(descriptor: int, parent: int) -> None:
 def _expected_parent(inherited: bool) -> int | None:
     """Who forked us; None = not known."""
     if not inherited and _has_fork_server():
-        return _IMPORTED_IN if _IMPORTED_IN != os.getpid() else None
+        return _IMPORTED_IN if os.getpid() != _IMPORTED_IN else None
     caller = multiprocessing.parent_process()
     return None if caller is None else caller.pid
 

@@ -106,7 +106,7 @@ class Launcher:
         return Process(made, server)
 
     def _method_now(self) -> str:
-        """fork only where it is safe. SQLite keeps in the process which of its locks are held: a copy of that, made while
+        """Fork only where it is safe. SQLite keeps in the process which of its locks are held: a copy of that, made while
         another thread writes, waits for ever for locks that nobody will let go.
         """
         return default_start_method() if self.method == "fork" and self._may_use_sqlite and _has_other_threads() else self.method

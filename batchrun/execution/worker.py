@@ -33,8 +33,8 @@ from batchrun.database.turnstile import Turnstile
 from batchrun.errors import BatchrunError
 from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.link import Refused, Stopping
-from batchrun.execution.orphans import guard_against_orphanhood
 from batchrun.execution.orders import Failed, Message, Ready, Sent, Stop
+from batchrun.execution.orphans import guard_against_orphanhood
 from batchrun.execution.strategies import OrderRunner
 from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work

@@ -450,12 +450,42 @@ def test_a_password_others_can_read_is_a_warning(load: Load, tmp_path: Path) -> 
     settings = load("[database]\nurl = 'postgresql://a:s3cret@h/db'\n[jobs.send]\ntoken = 'abc'")
     (tmp_path / "config.toml").chmod(0o644)
     found = warnings(settings)
-    assert [line.partition(", and")[0] for line in found] == [
-        "config.toml:2:1: database.url: this is a secret",
-        "config.toml:4:1: jobs.send.token: this is a secret",
+    assert [line.partition(", and")[0] for line in found] == [  # one for the file, whatever is in it
+        "config.toml:2:1: database.url, config.toml:4:1: jobs.send.token: this is a secret",
     ]
     assert f"chmod 600 {tmp_path}/config.toml" in found[0]
-    (tmp_path / "config.toml").chmod(0o600)
+    assert "s3cret" not in found[0]
+    for mode, expected in ((0o640, 1), (0o604, 1), (0o600, 0), (0o400, 0)):  # bits, not access: root may read it anyway
+        (tmp_path / "config.toml").chmod(mode)
+        assert len(warnings(settings)) == expected
+
+
+def test_a_password_that_others_cannot_find_in_the_file_is_no_warning(load: Load, tmp_path: Path) -> None:
+    nothing = load("[database]\nurl = 'sqlite:///work.db'\n[jobs.send]\nsince = 'abc'")
+    (tmp_path / "config.toml").chmod(0o644)
+    assert warnings(nothing) == []
+    filled = load("[database]\nurl = 'postgresql://a:${PW}@h/db'\n[jobs.send]\ntoken = '${PW}'", environ={"PW": "s3cret"})
+    (tmp_path / "config.toml").chmod(0o644)
+    assert warnings(filled) == []
+
+
+def test_a_url_file_that_others_can_read_is_a_warning(load: Load, tmp_path: Path) -> None:
+    file = tmp_path / "the url"
+    file.write_text("postgresql://a:s3cret@h/db")
+    settings = load("[database]\nurl_file = 'the url'")
+    (tmp_path / "config.toml").chmod(0o644)
+    file.chmod(0o644)
+    found = f"the URL in {file} has a password, and others on this machine can read the file: chmod 600 '{file}'"
+    assert warnings(settings) == [f"config.toml:2:1: database.url_file: {found}"]
+    file.chmod(0o600)
+    assert warnings(settings) == []
+
+
+def test_a_file_of_somebody_else_is_no_warning(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load("[database]\nurl = 'postgresql://a:s3cret@h/db'")
+    (tmp_path / "config.toml").chmod(0o644)
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
     assert warnings(settings) == []
 
 

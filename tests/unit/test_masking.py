@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchrun.database.failures import MAX_MESSAGE, plain_error
 from batchrun.masking import MASK, Redactor, mask_url, names_secret, url_secrets
 
 
@@ -38,6 +41,7 @@ def test_a_url_is_shown_without_its_passwords(url: str, shown: str) -> None:
     assert mask_url(url) == shown
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_masking_never_raises(text: str) -> None:
     mask_url(text)
@@ -54,12 +58,29 @@ def test_no_password_survives_in_a_url(secret: str) -> None:
     assert secret.replace("&", "") not in mask_url("postgresql://host/db?password=" + secret.replace("&", ""))
 
 
+@settings(deadline=None)
 @given(SECRETS, st.text(), st.text())
 def test_a_known_secret_is_hidden_in_any_text_and_spelling(secret: str, before: str, after: str) -> None:
     redact = Redactor([secret])
     assert secret not in redact(before + secret + after)
-    for spelling in (repr(secret), json.dumps(secret)):
-        assert spelling[1:-1] not in redact(spelling)
+    for spelling in spellings(secret):
+        assert spelling not in redact(spelling)
+
+
+def spellings(secret: str) -> list[str]:
+    """How a secret is written where it comes up: as it is, in URLs, in JSON, by repr(), and by one of these in another."""
+    ways = [repr(secret), ascii(secret), json.dumps(secret), json.dumps(secret, ensure_ascii=False)]
+    ways += [json.dumps(repr(secret))[1:-1], repr(json.dumps(secret))[1:-1], repr([secret, "'"])[1:]]
+    made = [way[1:-1] for way in ways] + [quote(secret), quote(secret, safe=""), quote_plus(secret)]
+    made.append(re.sub("%..", lambda match: match[0].lower(), quote(secret, safe="")))
+    return [secret, repr(secret.encode())[2:-1], *made]
+
+
+@settings(deadline=None)
+@given(SECRETS, st.text(max_size=20))
+def test_a_secret_at_a_cut_is_hidden_before_the_cut(secret: str, before: str) -> None:
+    text = before + "-" * (MAX_MESSAGE - len(before) - 12) + secret
+    assert secret[:6] not in plain_error(ValueError(text), hide=Redactor([secret])).message[-30:]
 
 
 def test_passwords_of_urls_are_hidden_as_written_and_decoded() -> None:
