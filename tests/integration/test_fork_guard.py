@@ -190,7 +190,7 @@ def test_engines_are_found_without_asking_proxies_and_their_pools_are_not_freed(
         """As frameworks have them: whoever asks for its class asks the thing behind it."""
 
         @property
-        def __class__(self) -> Any:
+        def __class__(self) -> Any:  # type: ignore[misc]
             raise RuntimeError("outside of a request")
 
     proxy, engine = Proxy(), create_engine(sqlite_url)

@@ -163,14 +163,14 @@ class KillsOnce:
 
 def server_pid() -> int | None:
     forkserver.ensure_running()
-    pid: int | None = forkserver._forkserver._forkserver_pid
-    return pid
+    found: Any = forkserver._forkserver
+    return int(found._forkserver_pid)
 
 
 def tracker_pid() -> int | None:
     resource_tracker.ensure_running()
-    pid: int | None = resource_tracker._resource_tracker._pid
-    return pid
+    found: Any = resource_tracker._resource_tracker
+    return int(found._pid)
 
 
 @pytest.mark.parametrize("helper", [server_pid, tracker_pid])
@@ -214,25 +214,28 @@ class OneIsIdle(Doing):
 
 
 def carry_out_idle(folder: Path) -> None:
+    """A source of unknown length: two workers, one of which has nothing to do."""
     without_watcher()
-    run_parallel(OneIsIdle(folder, ""), [1], workers=2, progress=False, start_method="fork")
+    run_parallel(OneIsIdle(folder, ""), iter([1]), workers=2, progress=False, start_method="fork")
 
 
 def test_an_idle_forked_worker_reads_the_end_of_its_pipe(tmp_path: Path) -> None:
     """Also the first of several, of whose pipe all later ones had inherited the other end."""
     started = multiprocessing.get_context("fork").Process(target=carry_out_idle, args=(tmp_path,))
     started.start()
-    wait_until(lambda: len(children(started.pid or 0)) >= 2, 30)
-    found = children(started.pid or 0)
-    workers(tmp_path)
-    started.kill()
-    started.join()
+    found: list[int] = []
     try:
+        wait_until(lambda: len(children(started.pid or 0)) >= 2, 30)
+        found = children(started.pid or 0)
+        workers(tmp_path)
+        started.kill()
+        started.join()
         wait_until(lambda: sum(bool(state(pid)) for pid in found) <= 1, GONE_S)
     finally:
-        for pid in found:
-            if state(pid):
-                os.kill(pid, signal.SIGKILL)
+        started.kill()
+        started.join()
+        for pid in filter(state, found):
+            os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not any(map(state, found)))
 
 

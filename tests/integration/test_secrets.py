@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import traceback
 import uuid
@@ -137,8 +138,8 @@ def test_what_a_source_or_an_items_function_says_is_hidden(sqlite_url: str, secr
 
     def task(session: Session, item: int, *, token: SecretStr) -> None: ...
 
+    name = uuid.uuid4().hex
     with pytest.raises(BatchrunError) as caught:
-        name = uuid.uuid4().hex
         run_parallel(task, items(), sqlite_url, params={"token": secret}, workers=0, name=name, progress=False)
     error = caught.value
     check_hidden(secret, str(error), "".join(traceback.format_exception(error)), ledger_texts(engine_for(sqlite_url)))
@@ -167,8 +168,6 @@ def numbers():
 def batchrun(folder: Path, *arguments: str, environ: dict[str, str]) -> tuple[int, str]:
     """Everything that it writes, and its exit code."""
     source = "import sys; from batchrun.cli.main import main; main()"
-    import subprocess
-
     done = subprocess.run(
         [sys.executable, "-c", source, *arguments],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(scripts.ROOT), **environ}, capture_output=True, text=True,
