@@ -189,8 +189,8 @@ def test_engines_are_found_without_asking_proxies_and_their_pools_are_not_freed(
     class Proxy:
         """As frameworks have them: whoever asks for its class asks the thing behind it."""
 
-        @property
-        def __class__(self) -> Any:  # type: ignore[misc]
+        @property  # type: ignore[misc]
+        def __class__(self) -> Any:
             raise RuntimeError("outside of a request")
 
     proxy, engine = Proxy(), create_engine(sqlite_url)
