@@ -412,10 +412,8 @@ class _Opening:
         if call.options.workers == 0:
             executor = InlineExecutor(work, lambda: call.stop.level > 0)
         else:
-            method, folder = call.options.start_method, call.job.folder
-            launcher = Launcher(
-                method, folder, pack_work(work), captures_output=call.captures_output, may_use_sqlite=work.may_use_sqlite
-            )
+            told = {"captures_output": call.captures_output, "may_use_sqlite": work.may_use_sqlite}
+            launcher = Launcher(call.options.start_method, call.job.folder, pack_work(work), **told)
             executor = LocalPool(launcher, workers, call.options.threads)
         return RunPlan(
             job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
