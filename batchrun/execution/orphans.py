@@ -50,7 +50,7 @@ def guard_against_orphanhood(connection: Connection, *, inherited: bool) -> None
     go, so that the caller's death ends it, and its death us.
     """
     parent = _expected_parent(inherited)
-    _let_go_of_fork_server(inherited)
+    _let_go_of_fork_server()
     if not die_with_parent():
         watch(connection)
     if parent is not None and os.getppid() != parent:  # it died before the kernel knew that we want to be told
@@ -95,12 +95,8 @@ def _has_fork_server() -> bool:
     return getattr(server, "_forkserver_alive_fd", None) is not None and getattr(server, "_forkserver_pid", None) is None
 
 
-def _let_go_of_fork_server(inherited: bool) -> None:
+def _let_go_of_fork_server() -> None:
     server: Any = forkserver._forkserver
-    alive = getattr(server, "_forkserver_alive_fd", None)
-    if alive is None or not (inherited or _has_fork_server()):
-        return
-    os.close(alive)
-    server._forkserver_alive_fd = None
-    if inherited:  # it is the parent's: a run inside a task starts one of its own
-        server.__init__()
+    if _has_fork_server():
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None

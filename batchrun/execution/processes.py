@@ -30,13 +30,19 @@ _OUR_ENDS: set[Connection] = set()
 """The parent's ends of the pipes to all its workers. A forked worker has copies, and closes them: else no pipe would end."""
 
 
-def _unlock_in_child() -> None:
-    """A forked child is made while the lock is held; it may start processes of its own."""
+def _start_anew_in_child() -> None:
+    """A forked child may start processes of its own. It is made while the lock is held; and the fork server is not its
+    child, which the standard library would take it for, and would live for as long as the child held its pipe.
+    """
     global _START_LOCK
     _START_LOCK = threading.RLock()
+    server: Any = forkserver._forkserver
+    if getattr(server, "_forkserver_pid", None) is not None:
+        os.close(server._forkserver_alive_fd)
+        server.__init__()
 
 
-os.register_at_fork(after_in_child=_unlock_in_child)
+os.register_at_fork(after_in_child=_start_anew_in_child)
 
 
 def default_start_method() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import queue
 import random
@@ -16,6 +17,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from batchrun.database.engines import abandon_inherited_engines
 from batchrun.execution import processes
 from tests.support import scripts
 from tests.support.databases import engine_for
+from tests.support.effects import effect, effects, make, once
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
@@ -315,3 +318,21 @@ def test_sqlite_is_not_forked_beside_other_threads(sqlite_url: str) -> None:
     assert set(run()) == {os.getpid()}
     with ThreadPoolExecutor(1) as threads:
         assert os.getpid() not in threads.submit(run).result()
+
+
+def run_in_a_child(url: str) -> None:
+    run_parallel(effect, range(20, 40), url, workers=2, progress=False)
+
+
+def test_a_forked_copy_of_a_program_that_has_a_fork_server_starts_one_of_its_own(pg_url: str) -> None:
+    """A web server that ran a job before it forked its workers: they would wait for a child that is not theirs."""
+    make(pg_url)
+    run_parallel(effect, range(20), pg_url, workers=1, progress=False)
+    server = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    child = multiprocessing.get_context("fork").Process(target=run_in_a_child, args=(pg_url,))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    run_parallel(effect, range(40, 60), pg_url, workers=1, progress=False)
+    assert forkserver._forkserver._forkserver_pid == server  # type: ignore[attr-defined]
+    assert effects(pg_url) == once(range(60))

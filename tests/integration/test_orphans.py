@@ -243,7 +243,7 @@ def test_a_worker_whose_parent_died_before_the_kernel_was_asked_ends_by_itself(m
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(orphans, "die_with_parent", lambda: True)
-    monkeypatch.setattr(orphans, "_let_go_of_fork_server", lambda inherited: None)
+    monkeypatch.setattr(orphans, "_let_go_of_fork_server", lambda: None)
     ours, theirs = multiprocessing.Pipe()
     with ours, theirs:
         monkeypatch.setattr(orphans, "_expected_parent", lambda inherited: os.getppid())
