@@ -9,7 +9,7 @@ from batchrun.codec import UNSTORABLE, Unstorable, dump_items, key_text, load_it
 from batchrun.execution.orders import Order
 from batchrun.items import Item, ItemError
 from batchrun.ledger.marks import Spot
-from batchrun.ledger.owner import Billed, Fate, Owner
+from batchrun.ledger.owner import Billed, Fate, Owner, asking
 from batchrun.ledger.reading import Reading
 from batchrun.runs import Counts, RunStatus
 
@@ -161,7 +161,8 @@ class DurableBook:
         self.owner.finish(status, note, elapsed_s)
 
     def counts(self, seen: Counts) -> Counts:
-        return self._reading.counts(self.run)
+        with asking():
+            return self._reading.counts(self.run)
 
 
 def _spot(order: Order, offset: int) -> Spot:

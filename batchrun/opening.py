@@ -10,7 +10,6 @@ plan      open chunks, waiting retries, the reader behind the frontier, the exec
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from batchrun.books import AnonymousBook, Book, DurableBook
 from batchrun.chunks import Feed
 from batchrun.codec import dump
-from batchrun.database.connecting import check_reachable
+from batchrun.database.connecting import check_reachable, takes_writes
 from batchrun.database.engines import EngineSpec, control_engine, source_engine
-from batchrun.database.failures import Meaning, is_driver_error, meaning_of
+from batchrun.database.failures import is_driver_error
 from batchrun.database.runfolder import AliveLock, run_folder
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.database.urls import passwords_in, sqlite_file
@@ -44,11 +43,12 @@ from batchrun.items import ItemError, Outcome, OutcomeStatus
 from batchrun.jobs import Job
 from batchrun.ledger import liveness, schema
 from batchrun.ledger.marks import MarksSpec
-from batchrun.ledger.owner import Busy, NewRun, Owner
+from batchrun.ledger.owner import NewRun, Owner
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.loading import code_fingerprint, run_items
 from batchrun.masking import Redactor
 from batchrun.options import OPTION_NAMES, FailureLimit, RunOptions
+from batchrun.outages import insistently, read_only_server
 from batchrun.parameters import dump_params, secrets_in, split_call
 from batchrun.runner import Executor, RunPlan, StopRequest
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
@@ -56,9 +56,6 @@ from batchrun.settling import MOST_FAILURES
 from batchrun.sources.coerce import as_source
 from batchrun.sources.source import Source, SourceContext
 from batchrun.tasks import task_shape
-
-TAKEOVER_S = 60.0
-"""How long a takeover waits for what an older owner left: its sessions, its workers' transactions."""
 
 DUE_PAGE = 1000
 
@@ -155,6 +152,7 @@ class _Opening:
         self._stack = stack
         self._run = call.run or new_run_id()
         self._reading: Reading | None = None
+        self._writes = not call.options.read_only
 
     def plan(self) -> RunPlan | Report:
         call = self._call
@@ -162,7 +160,7 @@ class _Opening:
         if not call.durable:
             return self._anonymous(engine)
         ledger = self._connect(call.ledger or call.database, control_engine)
-        tables = _insistently(lambda: schema.ensure(ledger, call.schema))
+        tables = insistently(lambda: schema.ensure(ledger, call.schema))
         self._reading = Reading(ledger, tables)
         stored = self._stored()
         if stored is not None and stored.is_finished and not call.retried:
@@ -179,6 +177,10 @@ class _Opening:
         self._call.redact.add(*passwords_in(engine.url))  # a factory's are not known before
         self._stack.callback(engine.dispose)
         check_reachable(engine)
+        writes = takes_writes(engine)
+        if make is control_engine and not writes:
+            raise read_only_server()
+        self._writes = self._writes and writes
         return engine
 
     # Which run.
@@ -324,7 +326,8 @@ class _Opening:
             self._check_changes(stored, fingerprint)
             self._take_over(owner, stored, fingerprint)
             resumed = True
-        counts = reading.counts(stored.id)
+        run = stored.id
+        counts = insistently(lambda: reading.counts(run))
         options = replace(call.options, limit=stored.options.get("limit"))
         reader = None if stored.sealed else source.read(context, stored.cursor, stored.bound)
         feed = Feed(reader, limit=options.limit, total=stored.total, taken=counts.planned)
@@ -339,15 +342,15 @@ class _Opening:
     def _create(self, owner: Owner, source: Source, context: SourceContext, fingerprint: dict[str, str]) -> StoredRun:
         call, reading = self._call, self._reading
         assert reading is not None
-        bound = source.bound(context)
+        bound = insistently(lambda: source.bound(context))
         new = NewRun(
             id=self._run, job=call.job.name, name=call.name, fingerprint=json.dumps(fingerprint), params=self._params_text(),
             options=self._options_text(), guarantee=call.guarantee, workers=self._workers(None),
             bound=None if bound is None else dump(bound),
-            total=source.total(context, bound),
+            total=insistently(lambda: source.total(context, bound)),
         )  # fmt: skip
-        _insistently(lambda: owner.create(new, self._refuse_second if call.fresh else None))
-        made = reading.stored(self._run)
+        insistently(lambda: owner.create(new, self._refuse_second if call.fresh else None))
+        made: StoredRun | None = insistently(lambda: reading.stored(self._run))
         assert made is not None
         return made
 
@@ -371,25 +374,25 @@ class _Opening:
         )
 
     def _take_over(self, owner: Owner, stored: StoredRun, fingerprint: dict[str, str]) -> None:
-        _insistently(lambda: owner.take_over(stored.epoch))
-        _insistently(owner.end_older_sessions)
+        insistently(lambda: owner.take_over(stored.epoch))
+        insistently(owner.end_older_sessions)
         if fingerprint != stored.fingerprint:
             options = json.dumps(dict(stored.options))
-            _insistently(lambda: owner.accept(json.dumps(fingerprint), options))
+            insistently(lambda: owner.accept(json.dumps(fingerprint), options))
 
     def _pick_up(self, plan: RunPlan, owner: Owner, reading: Reading) -> None:
         """What an earlier owner left: open chunks, and items that wait for another try."""
         cut_off = "retry" if self._call.options.idempotent else "unknown"
-        left = _insistently(lambda: owner.adopt(cut_off=cut_off), again=owner.end_older_sessions)
+        left = insistently(lambda: owner.adopt(cut_off=cut_off), again=owner.end_older_sessions)
         for chunk in left:
             if chunk.pos < chunk.size:
                 items = reading.payload(owner.run, chunk.no)[chunk.pos :]
                 plan.open_orders.append(Order(chunk.no, chunk.pos, items, alone=chunk.deaths > 0, deaths=chunk.deaths))
         through = [chunk.no for chunk in left if chunk.pos >= chunk.size]
         if through:
-            _insistently(lambda: owner.end_chunks(through))
+            insistently(lambda: owner.end_chunks(through))
         if self._call.retried:
-            _insistently(lambda: owner.requeue(("failed", "quarantined", "unknown")))
+            insistently(lambda: owner.requeue(("failed", "quarantined", "unknown")))
         counts = reading.counts(owner.run)
         for name in ("planned", "done", "failed", "skipped", "quarantined", "unknown", "retries"):
             setattr(plan.counts, name, getattr(counts, name))
@@ -436,7 +439,7 @@ class _Opening:
             books=call.ledger if owner and separate else None,
             run_folder=folder, turnstile_for=identity, task_params=task_params,
             params=dict(call.params), initializer=call.job.initializer, wants_values=call.wants_results or call.wants_outcomes,
-            secrets=call.redact.secrets,
+            writes=self._writes, secrets=call.redact.secrets,
         )  # fmt: skip
 
     def _announce(self, plan: RunPlan, *, resumed: bool) -> None:
@@ -459,23 +462,6 @@ def _due(reading: Reading, run: str, known: set[tuple[int, int]]) -> list[tuple[
         (now + row.due_in_s, Order(row.no, row.pos, [row.item], attempt=row.attempts + 1, base=row.base, retry=True, alone=True))
         for row in reading.due(run, DUE_PAGE, list(known))
     ]
-
-
-def _insistently(step: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
-    """Repeat a step of the ledger while it is busy: zombies of an older owner end within seconds."""
-    until = time.monotonic() + TAKEOVER_S
-    while True:
-        try:
-            return step()
-        except (Busy, DBAPIError) as busy:
-            if isinstance(busy, DBAPIError) and meaning_of(busy, is_lost=False, retry_on=()) is not Meaning.RETRY:
-                raise
-            if time.monotonic() > until:
-                raise DatabaseError(f"The ledger could not be written for {TAKEOVER_S:.0f} s: {busy}") from None
-            logging.getLogger("batchrun").debug("the ledger is busy: %s", busy)
-            time.sleep(0.02)
-            if again:
-                again()
 
 
 def _difference(name: str, old: str | None, new: str | None) -> str:

@@ -13,6 +13,8 @@ marked by the worker in the transaction that did it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import heapq
 import itertools
 import time
@@ -26,12 +28,14 @@ from batchrun.burials import Burials
 from batchrun.chunks import ChunkSizer, Feed
 from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
 from batchrun.events import Event, Notice, Observer, Progressed, RunEnded, TaskOutput
-from batchrun.execution.orders import Ended, Failed, Order, Said, Settled, Unreadable
+from batchrun.execution.inline import InlineExecutor
+from batchrun.execution.orders import Away, Ended, Failed, Order, Said, Settled, Unreadable
 from batchrun.execution.pool import Died, Heard, Worker
 from batchrun.items import Item, Outcome
 from batchrun.ledger.liveness import HEARTBEAT_S
-from batchrun.ledger.owner import Busy
+from batchrun.ledger.owner import Busy, asking
 from batchrun.options import RunOptions
+from batchrun.outages import LEDGER, SOURCE, Outages
 from batchrun.runs import Counts, Report, RunStatus
 from batchrun.settling import Settling
 
@@ -123,6 +127,9 @@ class Runner:
         self._checkpointed = self._beaten = self._began
         self._stopping_since: float | None = None
         self._told: dict[str, float] = {}
+        self._outages = Outages(self._emit, plan.redact)
+        if isinstance(self._executor, InlineExecutor):
+            self._executor.on_away = functools.partial(self._outages.heard, 0)
         self._failure: BatchrunError | None = None
         self._settling = Settling(plan, self._emit, self._wait_for_retry)
         self._burials = Burials(plan, self._settling, self._emit, self._back)
@@ -205,12 +212,17 @@ class Runner:
 
     def _cut(self, pieces: int) -> None:
         """Take items and record them before anything is sent. What could not be recorded yet is kept, not taken again."""
-        with _Later(self):
+        with _Later(self, SOURCE):
             if not self._uncut:
+                self._outages.check()
                 self._uncut = self._feed.take(self._sizer, pieces)
-            if not self._uncut:
-                return
+                self._outages.over(SOURCE)
+        if not self._uncut:
+            return
+        with _Later(self):
+            self._outages.check()
             self._book.cut(self._next_no, self._uncut, self._feed.cursor)
+            self._outages.over(LEDGER)
             for piece in self._uncut:
                 self._ready.append(Order(self._next_no, 0, piece, self._index))
                 self._next_no += 1
@@ -222,10 +234,13 @@ class Runner:
         """A resume reads waiting items from the ledger a page at a time."""
         if self._plan.more_retries is None:
             return False
-        found = self._plan.more_retries({(order.no, order.pos) for _, _, order in self._waiting})
-        for due, order in found:
-            self._wait_for_retry(order, due - time.monotonic())
-        return bool(found)
+        with _Later(self), asking():
+            self._outages.check()
+            found = self._plan.more_retries({(order.no, order.pos) for _, _, order in self._waiting})
+            for due, order in found:
+                self._wait_for_retry(order, due - time.monotonic())
+            return bool(found)
+        return True  # nobody can say just now
 
     def _wait_for_retry(self, order: Order, after_s: float) -> None:
         heapq.heappush(self._waiting, (time.monotonic() + after_s, next(self._sequence), order))
@@ -241,6 +256,7 @@ class Runner:
         for happened in self._executor.wait(self._patience()):
             if isinstance(happened, Died):
                 self._in_flight -= len(happened.running) + len(happened.waiting) + len(happened.queued)
+                self._outages.over(happened.worker)
                 for order in reversed(happened.queued):
                     self._back(order.rest())
                 self._burials.add(happened)
@@ -250,7 +266,7 @@ class Runner:
 
     def _patience(self) -> float:
         if self._burials.pending or self._uncut:
-            return BUSY_WAIT_S
+            return min(WAIT_S, max(BUSY_WAIT_S, self._outages.pause_left_s()))
         if self._waiting and self._stopping_since is None:
             return min(WAIT_S, max(0.0, self._waiting[0][0] - time.monotonic()))
         return WAIT_S
@@ -264,6 +280,8 @@ class Runner:
             self._over(order, message)
         elif isinstance(message, Unreadable) and order is not None:
             self._executor.resend(heard.worker, order)
+        elif isinstance(message, Away):
+            self._outages.heard(heard.worker, message.why)
         elif isinstance(message, Said):
             self._say(message)
         elif isinstance(message, Failed):
@@ -299,6 +317,8 @@ class Runner:
 
     def _bury(self) -> None:
         with _Later(self):
+            if self._burials.pending:
+                self._outages.check()
             for number in self._burials.settle():
                 self._ended.append(number)
         if self._burials.failure:
@@ -316,9 +336,10 @@ class Runner:
         with _Later(self):
             self._checkpointed = now
             self._close_chunks()
-            if now - self._beaten >= HEARTBEAT_S:
+            if now - self._beaten >= HEARTBEAT_S or self._outages.is_waiting(LEDGER):
                 self._book.beat()
                 self._beaten = now
+                self._outages.over(LEDGER)
 
     def _close_chunks(self) -> None:
         if self._ended:
@@ -328,11 +349,10 @@ class Runner:
             self._book.seal()
             self._sealed = True
 
-    def later(self, busy: Busy) -> None:
-        """The book could not be written just now."""
-        if busy.away and time.monotonic() - self._told.get("away", -10.0) > 5.0:
-            self._told["away"] = time.monotonic()
-            self._emit(Notice("WARNING", self._plan.redact(f"The ledger's database is away; waiting for it: {busy}")))
+    def later(self, busy: Busy, who: int = LEDGER) -> None:
+        """The book could not be written, or the source not read, just now."""
+        if busy.away:
+            self._outages.met(who, busy)
 
     # The end.
 
@@ -340,6 +360,8 @@ class Runner:
         self._let_clean_up()
         self._executor.close()
         if self._failure is not None and isinstance(self._failure, AlreadyRunning):
+            with contextlib.suppress(Busy):
+                self._book.beat()  # a worker found out first; this raises with the new owner's name
             raise self._failure
         status, note = self._verdict()
         self.report = self._close(status, note)
@@ -375,7 +397,7 @@ class Runner:
         elapsed = time.monotonic() - self._began
         note = self._plan.redact(note)
         counts, final = self._plan.counts, status
-        until = time.monotonic() + max(10.0, self._plan.options.grace)
+        until: float | None = None
         while True:
             try:
                 self._close_chunks()
@@ -383,14 +405,19 @@ class Runner:
                 bad = counts.failed + counts.quarantined + counts.unknown
                 final = RunStatus.FAILED if status is RunStatus.DONE and bad else status
                 self._book.finish(final, note, elapsed)
+                self._outages.over(LEDGER)
                 break
             except Busy as busy:
                 self.later(busy)
-                if time.monotonic() > until:
+                if busy.away and not self._plan.stop.level:
+                    until = None  # an outage is waited for until somebody says stop
+                elif until is None:
+                    until = time.monotonic() + max(10.0, self._plan.options.grace)
+                if until is not None and time.monotonic() > until:
                     raise DatabaseError(
                         f"The end of run {self._book.run} could not be recorded: {busy}. Resume it when the database is back."
                     ) from None
-                time.sleep(BUSY_WAIT_S)
+                time.sleep(min(WAIT_S, max(BUSY_WAIT_S, self._outages.pause_left_s())))
         plan = self._plan
         return Report(
             plan.book.run, plan.name, plan.job, final, counts, elapsed, plan.workers, plan.guarantee,
@@ -411,15 +438,15 @@ class Runner:
 class _Later:
     """A block that writes to the book; when the book is busy, the loop comes back to it."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, who: int = LEDGER) -> None:
+        self._runner, self._who = runner, who
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
         if isinstance(error, Busy):
-            self._runner.later(error)
+            self._runner.later(error, self._who)
             return True
         return False
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, text
+from sqlalchemy import URL, Engine, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from batchrun.database.failures import is_refusal, message_of
@@ -19,6 +19,14 @@ def check_reachable(engine: Engine) -> None:
         raise unreachable(engine, error) from None
 
 
+def takes_writes(engine: Engine) -> bool:
+    """False on a standby, and where transactions are read-only by default."""
+    if engine.dialect.name != "postgresql":
+        return True
+    with engine.connect() as connection:
+        return str(connection.scalar(text("SELECT current_setting('transaction_read_only')"))) != "on"
+
+
 def unreachable(engine: Engine, error: BaseException) -> DatabaseError:
     """The DatabaseError for a connection that failed."""
     said = " ".join(message_of(error).split())
@@ -28,9 +36,26 @@ def unreachable(engine: Engine, error: BaseException) -> DatabaseError:
             "Check that the folder exists and may be written."
         )
     url = engine.url
-    place = f"{url.host or 'the local socket'}:{url.port or 5432}, database {url.database}, user {url.username}"
+    place = f"{_hosts(url)}, database {url.database}, user {url.username}"
     refused = isinstance(error, DBAPIError) and is_refusal(error)
     remedy = (
         "Check user, password and database name." if refused else "Check that the server runs and that host and port are right."
     )
     return DatabaseError(f"The database cannot be reached ({place}): {said}. {remedy}")
+
+
+def _hosts(url: URL) -> str:
+    """Where the URL leads, for people; it may name several hosts."""
+    several = url.query.get("host")
+    if not several:
+        return f"{url.host or 'the local socket'}:{url.port or 5432}"
+    ports = _parts(url.query.get("port"))
+    named = [
+        one if ":" in one or not ports else f"{one}:{ports[min(n, len(ports) - 1)]}" for n, one in enumerate(_parts(several))
+    ]
+    return ", ".join(named)
+
+
+def _parts(given: str | tuple[str, ...] | None) -> list[str]:
+    every = (given,) if isinstance(given, str) else given or ()
+    return [part for one in every for part in one.split(",")]

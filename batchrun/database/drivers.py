@@ -50,6 +50,9 @@ class Driver(Protocol):
     def cancel(self, raw: Any) -> None:
         """Ask the server, from another thread, to cancel what is running."""
 
+    def backend_pid(self, raw: Any) -> int | None:
+        """The server's process behind a fresh connection; None where there is none."""
+
 
 def _postgres_set_up(version: int, read_only: bool) -> list[str]:
     statements = ["SET default_transaction_read_only = on"] if read_only else []
@@ -86,6 +89,9 @@ class Psycopg2:
     def cancel(self, raw: Any) -> None:
         raw.cancel()
 
+    def backend_pid(self, raw: Any) -> int | None:
+        return int(raw.info.backend_pid)
+
 
 class Psycopg:
     """psycopg 3: a client-side cursor sends several statements in one simple-query message."""
@@ -118,6 +124,9 @@ class Psycopg:
 
     def cancel(self, raw: Any) -> None:
         raw.cancel()
+
+    def backend_pid(self, raw: Any) -> int | None:
+        return int(raw.info.backend_pid)
 
 
 class Sqlite:
@@ -156,6 +165,9 @@ class Sqlite:
 
     def cancel(self, raw: Any) -> None:
         raw.interrupt()
+
+    def backend_pid(self, raw: Any) -> int | None:
+        return None
 
 
 def _write_ahead(cursor: Any) -> None:

@@ -25,21 +25,27 @@ class Meaning(enum.Enum):
     RETRY = "retry"  # it may pass: after a pause, while attempts are left
     CONFLICT = "conflict"  # a deadlock or serialization failure: at once, in place, twice
     LOST = "lost"  # the connection is gone, COMMIT included: ask the ledger
+    READ_ONLY = "read-only"  # the server writes nothing now: another connection may lead to one that does
+    FULL = "full"  # no room, no memory, no connection left: wait until somebody mends it
     PARTIAL = "partial"  # the task committed by itself: part of its work may stand
     TIMEOUT = "timeout"
     FAIL = "fail"
 
 
+READ_ONLY_STATE = "25006"
 _CONFLICTS = frozenset({"40001", "40P01"})
 _PASSING = ("08", "53", "57P")
+_FULL = frozenset({"53000", "53100", "53200", "53300"})  # not 53400: a limit that was set, such as temp_file_limit
 _BUSY = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED: the low byte of the extended code
+_SQLITE_FULL = 13
 
 
-def meaning_of(error: BaseException, *, is_lost: bool, retry_on: tuple[type[BaseException], ...]) -> Meaning:
+def meaning_of(error: BaseException, *, is_lost: bool, retry_on: tuple[type[BaseException], ...], writes: bool = True) -> Meaning:
     """Classify an exception that came out of a task, its mark or its COMMIT.
 
     is_lost: the worker's own connection is known to be unusable now. psycopg2 gives no SQLSTATE after an
-    administrator's shutdown, so the state alone cannot work.
+    administrator's shutdown, so the state alone cannot work. writes: False in a run that may only read, where a
+    write that is refused is the task's fault.
     """
     if isinstance(error, Skip):
         return Meaning.SKIP
@@ -57,7 +63,7 @@ def meaning_of(error: BaseException, *, is_lost: bool, retry_on: tuple[type[Base
         return Meaning.RETRY  # a connection of the task's own
     driver_error = _driver_error(error)
     if driver_error is not None:
-        return _of_database(driver_error)
+        return _of_database(driver_error, writes)
     if isinstance(error, GateError):
         return Meaning.FAIL
     return Meaning.RETRY if isinstance(error, ConnectionError | TimeoutError) else Meaning.FAIL
@@ -75,10 +81,14 @@ def is_driver_error(error: BaseException) -> bool:
     return type(error).__module__.partition(".")[0] in ("psycopg2", "psycopg") or isinstance(error, sqlite3.Error)
 
 
-def _of_database(error: BaseException) -> Meaning:
+def _of_database(error: BaseException, writes: bool) -> Meaning:
     state = sqlstate_of(error) or ""
     if state in _CONFLICTS:
         return Meaning.CONFLICT
+    if state in _FULL or (isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF == _SQLITE_FULL):
+        return Meaning.FULL
+    if state == READ_ONLY_STATE and writes:
+        return Meaning.READ_ONLY
     if state.startswith(_PASSING) or state == "55P03":
         return Meaning.RETRY
     if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY:
@@ -103,16 +113,21 @@ _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", 
 
 def is_refusal(error: BaseException) -> bool:
     """True when connecting failed for a reason that waiting does not mend: a password, a missing database."""
-    state = sqlstate_of(error) or ""
-    return state[:2] in ("28", "3D", "42") or any(refusal in str(error) for refusal in _REFUSALS)
+    state, said = sqlstate_of(error) or "", str(error)
+    if "Temporary failure in name resolution" in said:
+        return False
+    return state[:2] in ("28", "3D", "42") or any(refusal in said for refusal in _REFUSALS)
 
 
 def is_away(error: BaseException) -> bool:
-    """True when a reading failed because its connection broke or could not be made, but not for a refusal."""
+    """True when a statement of the parent's failed because its connection broke or could not be made, because the
+    server has no room, or because it takes no writes now; but not for a refusal."""
     if not isinstance(error, DBAPIError) or is_refusal(error):
         return False
     state = sqlstate_of(error) or ""
-    return error.connection_invalidated or state.startswith(("08", "57P")) or (error.statement is None and not state)
+    if error.connection_invalidated or state.startswith(("08", "57P")) or (error.statement is None and not state):
+        return True
+    return meaning_of(error, is_lost=False, retry_on=()) in (Meaning.FULL, Meaning.READ_ONLY)
 
 
 def plain_error(error: BaseException, *, with_traceback: bool = True, hide: Callable[[str], str] = str) -> ItemError:

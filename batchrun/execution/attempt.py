@@ -38,6 +38,9 @@ LOST_LIMIT = 10
 
 CONFLICTS_IN_PLACE = 2
 
+WAITED_FOR = frozenset({Meaning.FULL, Meaning.READ_ONLY})
+"""What the server cannot do now, and no item is to blame for."""
+
 
 class ItemRunner:
     """Runs items one at a time in one thread: it owns that thread's connection."""
@@ -119,9 +122,12 @@ class ItemRunner:
                 self._let_callers_through(error)
                 at_mark = self._opening
                 judged, meaning = self.judge(error, spot)
-                if at_mark and meaning is not Meaning.LOST:
-                    self._wait_at_mark(judged, meaning)
-                    continue
+                if at_mark or (meaning in WAITED_FOR and self.work.has_session):
+                    self._wait_for(judged, meaning)
+                    # A task that made its own transaction read-only looks like a standby, until its turns are over.
+                    lost += meaning is Meaning.READ_ONLY and not at_mark
+                    if lost < LOST_LIMIT:
+                        continue
                 lost += meaning is Meaning.LOST
                 conflicts += meaning is Meaning.CONFLICT
                 if self._again_in_place(meaning, lost, conflicts):
@@ -129,8 +135,18 @@ class ItemRunner:
                 row = Row(spot, item, self.result_of(judged, meaning, spot))
                 return self._settle(row, recorded, partly=meaning is Meaning.PARTIAL)
 
-    def _wait_at_mark(self, error: BaseException, meaning: Meaning) -> None:
-        """The task has not begun, so no error here costs an attempt: try the mark again, or give the worker up."""
+    def hold(self, error: BaseException, meaning: Meaning) -> None:
+        """The database is away, full or read-only now: wait before the same is tried again. Raises Stopping."""
+        assert self.link is not None
+        if meaning is Meaning.READ_ONLY and self._separate is not None:
+            self._separate.doubt()
+        self.link.hold(error, meaning)
+
+    def _wait_for(self, error: BaseException, meaning: Meaning) -> None:
+        """At the mark the task has not begun, so no error there costs an attempt: try again, or give the worker up."""
+        if meaning is Meaning.LOST or meaning in WAITED_FOR:
+            self.hold(error, meaning)
+            return
         passing = meaning in (Meaning.RETRY, Meaning.CONFLICT) or sqlstate_of(error) == "57014"
         if not passing:
             raise Refused(f"the item's mark was refused: {type(error).__name__}: {message_of(error)}") from error
@@ -199,6 +215,8 @@ class ItemRunner:
                 outer.open()
             gate.open()
             self._opening = False
+            if not link.patience.is_calm:
+                link.patience.begun()
             value = body()
             if not gate.committed:
                 gate.final = True
@@ -211,6 +229,8 @@ class ItemRunner:
             self._past = gate is not None and gate.went_past
             raise
         self._lost = False
+        if not link.patience.is_calm:
+            link.patience.done()
         self._let_go()
         return value
 
@@ -252,11 +272,15 @@ class ItemRunner:
         assert link is not None
         try:
             link.ensure().arm((), marked=False)
+            if not link.patience.is_calm:
+                link.patience.begun()
             value = self.call_in_session(given, context)
         except BaseException:
             self._lost = self._let_go()
             raise
         self._lost = False
+        if not link.patience.is_calm:
+            link.patience.done()
         self._let_go()
         return value
 
@@ -314,7 +338,7 @@ class ItemRunner:
         if past and not isinstance(error, PartialCommit) and self._stands(spot):
             said = f"{PAST_THE_SESSION} Afterwards it raised {type(error).__name__}: {message_of(error, self._redact)}"
             error = PartialCommit(said).with_traceback(error.__traceback__)
-        return error, meaning_of(error, is_lost=lost, retry_on=self.work.options.retry_on)
+        return error, meaning_of(error, is_lost=lost, retry_on=self.work.options.retry_on, writes=self.work.writes)
 
     def _stands(self, spot: Spot) -> bool:
         """The transaction was over too early: was it committed? SQLite also rolls one back by itself, on an interrupt
@@ -335,7 +359,7 @@ class ItemRunner:
             said = self._plain(error)
             text = f"The connection was lost {LOST_LIMIT} times in a row on this item, the last time with: {said.message}"
             return Result(OutcomeStatus.FAILED, ItemError(said.type, text, said.sqlstate, said.traceback))
-        passing = meaning in (Meaning.RETRY, Meaning.CONFLICT)
+        passing = meaning in (Meaning.RETRY, Meaning.CONFLICT, Meaning.FULL)  # FULL: of a task without a session of ours
         if passing and may_retry(spot.attempt, spot.base, self.work.options.retries):
             wanted = error.after if isinstance(error, Retry) else None
             return Result("retry", self._plain(error), backoff_s(spot.attempt) if wanted is None else max(0.0, float(wanted)))

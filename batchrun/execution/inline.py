@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from batchrun.execution.attempt import ItemRunner
-from batchrun.execution.orders import Ended, Message, Order, Settled, Unreadable, sent
+from batchrun.execution.orders import Away, Ended, Message, Order, Settled, Unreadable, sent
 from batchrun.execution.pool import Died, Heard, Worker
 from batchrun.execution.recording import RUN_ENDING
 from batchrun.execution.strategies import OrderRunner
@@ -29,6 +29,8 @@ class InlineExecutor:
         self._heard: list[tuple[Message, Order | None]] = []
         self._next_order = 0
         self._stopped = False
+        self.on_away: Callable[[str], None] | None = None
+        """Called at once when the database is waited for: other messages are heard only at an order's end."""
 
     alive = 1
 
@@ -42,8 +44,14 @@ class InlineExecutor:
         except Exception as error:
             self._heard += [(failure, None)] if (failure := failure_of(error)) else []
             return
-        runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._messages.append), inline=True)
+        runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._say), inline=True)
         self._runner = OrderRunner(runner, self._messages.append)
+
+    def _say(self, message: Message) -> None:
+        if isinstance(message, Away) and self.on_away is not None:
+            self.on_away(message.why)
+        else:
+            self._messages.append(message)
 
     def _pause(self, wait_s: float) -> bool:
         until = time.monotonic() + wait_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,15 +10,22 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from batchrun.database.engines import WorkerEngine, begin_statement
-from batchrun.database.failures import is_refusal, message_of
+from batchrun.database.failures import Meaning, is_refusal, message_of
 from batchrun.database.gate import Gate
+from batchrun.execution.patience import Patience, Stopping
 from batchrun.execution.voice import Voice
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+__all__ = ["Link", "Refused", "Stopping"]
 
+READ_ONLY_NOW = "it takes no writes just now (a standby, or default_transaction_read_only is on)"
 
-class Stopping(BaseException):
-    """The run is to end while a worker waits for the database. A BaseException, because no task may catch it."""
+# What a connection that was lost may have left on the server: a transaction that still holds the item's mark. A pooler's
+# process ids are its own; there the name does not fit and nothing happens.
+_END_OLD = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {} AND pid <> pg_backend_pid() "
+    "AND application_name LIKE 'batchrun:%' AND application_name = current_setting('application_name') "
+    "AND usename = current_user AND datname = current_database()"
+)
 
 
 class Refused(BaseException):
@@ -30,8 +37,11 @@ class Link:
 
     def __init__(self, engine: WorkerEngine, pause: Callable[[float], bool], voice: Voice) -> None:
         self._engine = engine
-        self._pause = pause  # waits; True = the run is stopping
         self._voice = voice
+        self.patience = Patience(pause, voice)  # pause waits; True = the run is stopping
+        self._pid: int | None = None
+        self._left: int | None = None  # the server's process behind a connection that was lost
+        self._doubts_writes = False
         self._held: Connection | None = None
         self._gate: Gate | None = None
         self._holds = engine.spec.pool != "null"
@@ -56,32 +66,60 @@ class Link:
         A server that is away is waited for, with a growing pause; a refusal (a password, a missing database)
         raises Refused. Raises Stopping when the run ends meanwhile.
         """
-        if self._gate is not None:
-            return self._gate
-        pause, told = FIRST_PAUSE_S, False
-        while True:
+        while self._gate is None:
             try:
                 gate = self._connect()
-                if told:
-                    self._voice.began()
-                return gate
             except DBAPIError as error:
                 if is_refusal(error):
                     raise Refused(" ".join(message_of(error).split())) from None
-                if not told:
-                    self._voice.waiting()
-                    self._voice.notice(f"The database cannot be reached; waiting for it: {' '.join(message_of(error).split())}")
-                    told = True
-            if self._pause(pause * random.uniform(0.5, 1.0)):
-                raise Stopping
-            pause = min(pause * 2, LONGEST_PAUSE_S)
+                self.patience.wait(" ".join(message_of(error).split()))
+                continue
+            if gate is None:
+                self.patience.wait(READ_ONLY_NOW)
+        return self._gate
 
-    def _connect(self) -> Gate:
-        self._held = self._engine.engine.connect()
-        raw: Any = self._held.connection.dbapi_connection
+    def _connect(self) -> Gate | None:
+        """A new connection; None where it leads to a server that takes no writes, although one that does is needed."""
+        held = self._engine.engine.connect()
+        raw: Any = held.connection.dbapi_connection
+        if self._is_unfit(raw):
+            held.invalidate()
+            held.close()
+            return None
+        self._held = held
         self._gate = self._engine.gates[id(raw)]
         self._gate.on_turn = (self._voice.waiting, self._voice.began)
+        self._pid = self.driver.backend_pid(raw)
         return self._gate
+
+    def _is_unfit(self, raw: Any) -> bool:
+        """Asked only of the first connection after one that was lost: at most two round trips then, and none otherwise."""
+        if self._left is None and not self._doubts_writes:
+            return False
+        try:
+            with raw.cursor() as cursor:
+                if self._doubts_writes:
+                    cursor.execute("SELECT current_setting('transaction_read_only')")
+                    if cursor.fetchone()[0] == "on":
+                        return True
+                    self._doubts_writes = False
+                if self._left is not None:
+                    cursor.execute(_END_OLD.format(self._left))
+                    self._left = None
+        except Exception:  # lost again, or not permitted: the mark will tell
+            return self.driver.is_closed(raw)
+        return False
+
+    def doubt(self) -> None:
+        """The server writes nothing: the next connection must lead to one that does."""
+        self.drop()
+        self._doubts_writes = not self.is_sqlite
+
+    def hold(self, error: BaseException, meaning: Meaning) -> None:
+        """Wait before the same is tried again, because the database cannot do it now. Raises Stopping."""
+        if meaning is Meaning.READ_ONLY:
+            self.doubt()
+        self.patience.wait(" ".join(message_of(error).split()), until_done=meaning is Meaning.FULL)
 
     def is_lost(self) -> bool:
         """Is our connection gone for good? An error of another connection, which a task may use, does not count."""
@@ -91,10 +129,12 @@ class Link:
         """The connection is lost, or soiled: let it go and close it."""
         held, gate = self._held, self._gate
         self._held = self._gate = None
+        self._left, self._pid = self._pid, None
         if gate is not None:
             gate.forget()
         if held is not None:
-            held.invalidate()
+            with contextlib.suppress(Exception):  # whatever the driver makes of a connection it cannot use
+                held.invalidate()
             held.close()
 
     def close(self) -> None:
@@ -115,6 +155,7 @@ class Link:
         self._held.rollback()  # a COMMIT that was refused leaves SQLAlchemy's own transaction behind
         if gate.leaves or not self.driver.is_prepared(gate.raw):
             self.drop()
+            self._left = None  # it was closed in good order
         elif not self._holds:
             self._held.close()
             self._held = self._gate = None

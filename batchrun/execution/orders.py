@@ -148,7 +148,13 @@ class Said(NamedTuple):
     text: str
 
 
-Message = Ready | Settled | Ended | Unreadable | Began | Waiting | Failed | Said
+class Away(NamedTuple):
+    """A worker waits for the database: why, for people. An empty text: it waits no longer."""
+
+    why: str
+
+
+Message = Ready | Settled | Ended | Unreadable | Began | Waiting | Failed | Said | Away
 
 
 class Packed(NamedTuple):

@@ -138,6 +138,7 @@ class Recorder:
                     self._marks.write_item(
                         link.connection, row.spot, payload, result.state, result.error, after, was_running=was_running
                     )
+            link.patience.done()
         finally:
             if not link.is_lost():
                 gate.disarm()
@@ -153,7 +154,10 @@ class Recorder:
         if lost:
             self._link.drop()
         meaning = meaning_of(error, is_lost=lost, retry_on=())
-        if meaning not in (Meaning.LOST, Meaning.RETRY, Meaning.CONFLICT):
+        if meaning in (Meaning.LOST, Meaning.FULL, Meaning.READ_ONLY):
+            self._link.hold(error, meaning)
+            return
+        if meaning not in (Meaning.RETRY, Meaning.CONFLICT):
             raise error
         if self._pause(PAUSE_S):
             raise Stopping from error

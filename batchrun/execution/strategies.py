@@ -213,6 +213,10 @@ class OrderRunner:
                 if meaning is Meaning.PARTIAL:
                     self._partly_in_batch(sent, items, low, high, report, judged)
                     continue
+                if meaning is Meaning.FULL:
+                    self._runner.hold(judged, meaning)
+                    spans.append((low, high))
+                    continue
                 passing = meaning in (Meaning.LOST, Meaning.CONFLICT, Meaning.RETRY) and not isinstance(error, MarkMissed)
                 middle = (low + high) // 2
                 spans += [(low, high)] if passing and again else [(middle, high), (low, middle)]

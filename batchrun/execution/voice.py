@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from batchrun.execution.orders import Began, Message, Said, Waiting
+from batchrun.execution.orders import Away, Began, Message, Said, Waiting
 
 
 class Voice:
@@ -21,6 +21,10 @@ class Voice:
     def notice(self, text: str) -> None:
         """A line for people."""
         self._send(Said("WARNING", text))
+
+    def away(self, why: str) -> None:
+        """The database is waited for; the parent makes one line of what all its workers say. Empty: it is back."""
+        self._send(Away(why))
 
     def waiting(self) -> None:
         """From now on it is not the item that takes the time."""

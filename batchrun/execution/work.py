@@ -21,6 +21,7 @@ class Work:
     marks: None = an anonymous run. books: the ledger's engine where it is in another database than the work.
     run_folder, turnstile_for: SQLite's lock files, and the identity of the database whose writers take turns.
     wants_values: somebody reads what tasks return.
+    writes: the server took writes when the run was opened, and the run may write; one that takes none later is away.
     secrets: texts that no recorded error may hold.
     """
 
@@ -38,6 +39,7 @@ class Work:
     params: Mapping[str, Any] = field(default_factory=dict)
     initializer: Callable[..., Any] | None = None
     wants_values: bool = False
+    writes: bool = True
     secrets: tuple[str, ...] = ()
 
     @property

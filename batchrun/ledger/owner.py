@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, Select, bindparam, delete, insert, se
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from batchrun.codec import dump
-from batchrun.database.failures import Meaning, is_away, meaning_of, message_of
+from batchrun.database.failures import READ_ONLY_STATE, Meaning, is_away, meaning_of, message_of, sqlstate_of
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.errors import AlreadyRunning
 from batchrun.items import ItemError
@@ -31,15 +31,31 @@ from batchrun.ledger.reading import now_expression
 from batchrun.ledger.schema import Tables
 from batchrun.runs import RunStatus
 
-FENCED = "Run {} was taken over by another process; this one has stopped and written nothing more."
+FENCED = "Run {} was taken over by {}; this process has stopped and written nothing more."
 
 
 class Busy(Exception):
     """Not now: another writes, or the database is away. Nothing was done; try again."""
 
-    def __init__(self, reason: str, *, away: bool = False) -> None:
+    def __init__(self, reason: str, *, away: bool = False, read_only: bool = False) -> None:
         super().__init__(reason)
         self.away = away
+        self.read_only = read_only
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Around what is read or written by the way: raises Busy while the database is away."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not is_away(error):
+            raise
+        raise _away(error) from None
+
+
+def _away(error: DBAPIError) -> Busy:
+    return Busy(" ".join(message_of(error).split()), away=True, read_only=sqlstate_of(error) == READ_ONLY_STATE)
 
 
 @dataclass(slots=True)
@@ -110,7 +126,9 @@ class Owner:
                     yield connection
         except DBAPIError as error:
             if is_away(error):
-                raise Busy(" ".join(message_of(error).split()), away=True) from None
+                if sqlstate_of(error) == READ_ONLY_STATE:
+                    self.engine.dispose()  # the next connection may lead to the server that takes writes
+                raise _away(error) from None
             if meaning_of(error, is_lost=False, retry_on=()) in (Meaning.RETRY, Meaning.CONFLICT):
                 raise Busy(" ".join(message_of(error).split())) from None
             raise
@@ -143,7 +161,15 @@ class Owner:
                     refuse()
                 connection.execute(insert(self.tables.run).values(**row))
         except IntegrityError:
+            if self._was_created(new):
+                return
             raise AlreadyRunning(f"A run named {new.name!r} was opened by another process at this very moment.") from None
+
+    def _was_created(self, new: NewRun) -> bool:
+        """Did an INSERT of ours, whose COMMIT was not answered, land after all?"""
+        run = self.tables.run
+        with self.writing() as connection:
+            return connection.execute(select(run.c.token).where(run.c.id == new.id)).scalar() == self.token
 
     def take_over(self, seen_epoch: int) -> None:
         """Become the owner of a run seen at ``seen_epoch``. Raises AlreadyRunning when somebody was quicker."""
@@ -162,9 +188,25 @@ class Owner:
                     note="",
                 )
             )
-            if found.rowcount != 1:
-                raise AlreadyRunning(f"Run {self.run} was taken over by another process at this very moment.")
+            if found.rowcount != 1 and not self._is_mine(connection, seen_epoch + 1):
+                holder = self._holder(connection)
+                raise AlreadyRunning(f"Run {self.run} was taken over by {holder} at this very moment; it goes on there.")
         self.epoch = seen_epoch + 1
+
+    def _is_mine(self, connection: Connection, epoch: int) -> bool:
+        """Did a takeover of ours, whose COMMIT was not answered, land after all?"""
+        run = self.tables.run
+        row = connection.execute(select(run.c.epoch, run.c.token).where(run.c.id == self.run)).first()
+        return row is not None and (row.epoch, row.token) == (epoch, self.token)
+
+    def _holder(self, connection: Connection) -> str:
+        """Who owns the run now, for people."""
+        found = connection.execute(select(self.tables.run.c.owner).where(self.tables.run.c.id == self.run)).scalar()
+        owner = liveness.parse(str(found or ""))
+        return owner.shown if owner else "another process"
+
+    def _fenced(self, connection: Connection) -> Fenced:
+        return Fenced(FENCED.format(self.run, self._holder(connection)))
 
     def end_older_sessions(self) -> int:
         """PostgreSQL: end what older epochs left on the server, and this one's workers by ``worker``. Returns how many."""
@@ -243,7 +285,7 @@ class Owner:
         run = self.tables.run
         row = connection.execute(select(run.c.epoch, run.c.next_no).where(run.c.id == self.run)).first()
         if row is None or row.epoch != self.epoch or row.next_no != expected:
-            raise Fenced(FENCED.format(self.run))
+            raise self._fenced(connection)
 
     def seal(self) -> None:
         """The source is exhausted: a resume need not read it again."""
@@ -258,7 +300,7 @@ class Owner:
         with self.writing() as connection:
             found = connection.execute(update(run).where(run.c.id == self.run, run.c.epoch == self.epoch).values(**values))
             if found.rowcount != 1:
-                raise Fenced(FENCED.format(self.run))
+                raise self._fenced(connection)
 
     def end_chunks(self, numbers: Sequence[int]) -> None:
         """Close chunks that are through and drop their payloads, in one transaction."""
@@ -282,7 +324,7 @@ class Owner:
         with self.writing() as connection:
             row = connection.execute(select(chunk.c.pos, chunk.c.size, chunk.c.deaths).where(*mine).with_for_update()).first()
             if row is None:
-                raise Fenced(FENCED.format(self.run))
+                raise self._fenced(connection)
             if row.pos >= row.size:
                 return Billed(row.pos, 0)
             if row.deaths + 1 < limit:
@@ -327,7 +369,7 @@ class Owner:
         with self.writing() as connection:
             pos = connection.execute(select(chunk.c.pos).where(*mine).with_for_update()).scalar()
             if pos is None:
-                raise Fenced(FENCED.format(self.run))
+                raise self._fenced(connection)
             where = (item.c.run == self.run, item.c.no == no, item.c.pos >= since)
             rows = connection.execute(self._fates().where(*where)).all()
         return int(pos), {row.pos: _fate(row) for row in rows}
@@ -338,8 +380,8 @@ class Owner:
         mine = (item.c.run == self.run, item.c.no == spot.no, item.c.pos == spot.pos, item.c.epoch == self.epoch)
         with self.writing() as connection:
             row = connection.execute(self._fates().where(*mine).with_for_update()).first()
-        if row is None:
-            raise Fenced(FENCED.format(self.run))
+            if row is None:
+                raise self._fenced(connection)
         if row.state == "retry" and row.attempts == spot.attempt - 1:
             return spot.pos, {}
         return spot.pos + 1, {} if row.state == "done" else {spot.pos: _fate(row)}
