@@ -16,20 +16,29 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
 from batchrun.database.connecting import check_reachable
-from batchrun.database.engines import EngineSpec, control_engine, spec_of
+from batchrun.database.engines import EngineSpec, control_engine, source_engine, spec_of
 from batchrun.errors import BatchrunError, ConfigError
 from batchrun.events import Observer
 from batchrun.items import Outcome
 from batchrun.jobs import Job, job_of
 from batchrun.ledger import schema as ledger_schema
-from batchrun.ledger.reading import Reading
+from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.ledger.reading import open_reading as read_ledger
+from batchrun.ledger.schema import Tables
+from batchrun.ledger.verify import SKIPPED, Check, Verification, check_keys, check_ledger
+from batchrun.loading import run_items
 from batchrun.opening import Call, check, opened
 from batchrun.options import OPTION_NAMES, RunOptions, with_options
-from batchrun.parameters import parse_params, restore_params
+from batchrun.parameters import parse_params, restore_params, split_call
 from batchrun.runner import Runner, StopRequest
 from batchrun.runs import Report
+from batchrun.sources.coerce import as_source
+from batchrun.sources.keysets import Keyset
+from batchrun.sources.source import SourceContext
 
 if TYPE_CHECKING:
     from batchrun.config import Settings
@@ -363,6 +372,42 @@ def open_reading(place: Place) -> AbstractContextManager[Reading]:
     engine = control_engine(spec, application_name="batchrun-reader")
     check_reachable(engine)
     return read_ledger(engine, place.schema)
+
+
+def verify_run(place: Place, run: str, load: Callable[[str], tuple[Job, Mapping[str, Any]]] | None = None) -> Verification:
+    """Check what the ledger says of a run, and for a keyset source that its keys were covered. Changes nothing.
+
+    run: as for ``Reading.find``. load: the job of a name, with its parameters as config.toml and the command line give
+    them; None, or one that raises a BatchrunError, leaves the keys out. Raises UnknownRun.
+    """
+    with open_reading(place) as reading:
+        stored = reading.stored(reading.find(run))
+        assert stored is not None
+        ledger, tables = reading.parts
+        checks = check_ledger(ledger, tables, stored)
+        checks.append(_checked_keys(place, stored, load, ledger, tables))
+    return Verification(stored.id, stored.job, tuple(checks))
+
+
+def _checked_keys(place: Place, stored: StoredRun, load: Any, ledger: Engine, tables: Tables) -> Check:
+    if load is None:
+        return Check("keys", SKIPPED, "the job is not known here")
+    engine = source_engine(place.spec(), application_name=f"batchrun-verify:{stored.id[:8]}")
+    try:
+        job, given = load(stored.job)
+        items_params, _ = split_call(job, restore_params(job, dict(stored.params), given, said=(), accept_changes=False))
+        with Session(engine) as session:
+            source = as_source(run_items(job, session, items_params))
+            if not isinstance(source, Keyset):
+                return Check("keys", SKIPPED, f"the source has no keys: {source.describe()}")
+            found = source.fingerprint(SourceContext(engine, place.folder, True))
+        if any(stored.fingerprint.get(name) != value for name, value in found.items()):
+            return Check("keys", SKIPPED, "the source's query is another one than when the run began")
+        return check_keys(source, engine, ledger, tables, stored)
+    except BatchrunError as error:
+        return Check("keys", SKIPPED, str(error).partition("\n")[0])
+    finally:
+        engine.dispose()
 
 
 def ledger_ddl(place: Place) -> str:

@@ -30,8 +30,8 @@ class Book(Protocol):
     run: str
     durable: bool
 
-    def cut(self, no: int, pieces: Sequence[list[Item]], cursor: Any) -> None:
-        """Record chunks before they are sent."""
+    def cut(self, no: int, pieces: Sequence[list[Item]], frontiers: Sequence[Any]) -> None:
+        """Record chunks before they are sent. frontiers: where the source stands behind each."""
 
     def seal(self) -> None:
         """The source is exhausted."""
@@ -72,7 +72,7 @@ class AnonymousBook:
     def __init__(self, run: str) -> None:
         self.run = run
 
-    def cut(self, no: int, pieces: Sequence[list[Item]], cursor: Any) -> None:
+    def cut(self, no: int, pieces: Sequence[list[Item]], frontiers: Sequence[Any]) -> None:
         pass
 
     def seal(self) -> None:
@@ -117,13 +117,13 @@ class DurableBook:
         self.owner = owner
         self._reading = reading
 
-    def cut(self, no: int, pieces: Sequence[list[Item]], cursor: Any) -> None:
+    def cut(self, no: int, pieces: Sequence[list[Item]], frontiers: Sequence[Any]) -> None:
         ends = [(key_text(piece[0])[:KEY_LENGTH], key_text(piece[-1])[:KEY_LENGTH]) for piece in pieces]
         texts = [dump_items(piece) for piece in pieces]
         for piece, text in zip(pieces, texts, strict=True):
             if UNSTORABLE in text:  # an item the ledger cannot hold fails now, and not only after a resume
                 piece[:] = [own if type(own) is Unstorable else item for own, item in zip(load_items(text), piece, strict=True)]
-        self.owner.cut(no, texts, [len(piece) for piece in pieces], ends, cursor)
+        self.owner.cut(no, texts, [len(piece) for piece in pieces], ends, frontiers)
 
     def seal(self) -> None:
         self.owner.seal()

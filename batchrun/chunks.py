@@ -65,6 +65,8 @@ class Feed:
         self.taken = taken
         self.error: BaseException | None = None
         self.exhausted = reader is None
+        self.ends: list[Any] = []
+        """Where the source stood behind each piece of the last ``take``."""
 
     @property
     def total(self) -> int | None:
@@ -83,6 +85,7 @@ class Feed:
         Raises Busy while the source's database is away.
         """
         taken: list[list[Item]] = []
+        self.ends = []
         while len(taken) < pieces and not self.exhausted:
             try:
                 piece = self._piece(sizer)
@@ -93,6 +96,7 @@ class Feed:
             if not piece:
                 break
             taken.append(piece)
+            self.ends.append(self.cursor)
             self.taken += len(piece)
         return taken
 

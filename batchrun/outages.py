@@ -56,7 +56,7 @@ class Outages:
 
     def over(self, who: int) -> None:
         """It waits no longer, or is dead."""
-        if who == LEDGER or who == SOURCE:
+        if who in (LEDGER, SOURCE):
             self._pause_s, self._next_try = FIRST_PAUSE_S, 0.0
         if who not in self._waiting:
             return

@@ -221,7 +221,7 @@ class Runner:
             return
         with _Later(self):
             self._outages.check()
-            self._book.cut(self._next_no, self._uncut, self._feed.cursor)
+            self._book.cut(self._next_no, self._uncut, self._feed.ends)
             self._outages.over(LEDGER)
             for piece in self._uncut:
                 self._ready.append(Order(self._next_no, 0, piece, self._index))

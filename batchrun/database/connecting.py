@@ -46,14 +46,11 @@ def unreachable(engine: Engine, error: BaseException) -> DatabaseError:
 
 def _hosts(url: URL) -> str:
     """Where the URL leads, for people; it may name several hosts."""
-    several = url.query.get("host")
+    several, ports = _parts(url.query.get("host")), _parts(url.query.get("port"))
     if not several:
         return f"{url.host or 'the local socket'}:{url.port or 5432}"
-    ports = _parts(url.query.get("port"))
-    named = [
-        one if ":" in one or not ports else f"{one}:{ports[min(n, len(ports) - 1)]}" for n, one in enumerate(_parts(several))
-    ]
-    return ", ".join(named)
+    ports = [*ports, *(ports[-1:] or ["5432"]) * len(several)]
+    return ", ".join(one if ":" in one else f"{one}:{port}" for one, port in zip(several, ports, strict=False))
 
 
 def _parts(given: str | tuple[str, ...] | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
@@ -13,6 +14,9 @@ from batchrun.masking import names_secret
 
 _DRIVERS = {"psycopg2": ("psycopg2", "psycopg2-binary"), "psycopg": ("psycopg", "'psycopg[binary]'")}
 _PREFERRED = ("psycopg2", "psycopg")
+_SEVERAL_HOSTS = re.compile(
+    r"(?P<head>postgres(?:ql)?(?:\+\w+)?://)(?P<login>[^/?]*@)?(?P<hosts>[^/?@,]+(?:,[^/?@,]+)+)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?"
+)
 
 
 def normalise(url: str | URL, folder: Path | None = None) -> URL:
@@ -24,7 +28,7 @@ def normalise(url: str | URL, folder: Path | None = None) -> URL:
     since a URL that cannot be parsed may well hold a password.
     """
     try:
-        parsed = make_url(url)
+        parsed = make_url(_hosts_as_query(url) if isinstance(url, str) else url)
     except (ArgumentError, ValueError, TypeError):
         raise ConfigError(
             "The database URL cannot be read. Write postgresql://user:password@host:5432/name or sqlite:///file.db, "
@@ -38,6 +42,16 @@ def normalise(url: str | URL, folder: Path | None = None) -> URL:
     if backend == "sqlite":
         return _sqlite(parsed, driver, folder)
     raise ConfigError(f"A database URL of type {backend!r} was given; batchrun works with postgresql:// and sqlite:///.")
+
+
+def _hosts_as_query(url: str) -> str:
+    """Libpq's ``//user@host1:port1,host2:port2/name`` as SQLAlchemy has it: ``//user@/name?host=host1:port1&host=...``."""
+    found = _SEVERAL_HOSTS.fullmatch(url)
+    if found is None:
+        return url
+    hosts = "&".join(f"host={host}" for host in found["hosts"].split(","))
+    rest = f"&{found['query']}" if found["query"] else ""
+    return f"{found['head']}{found['login'] or '@'}{found['path'] or '/'}?{hosts}{rest}"
 
 
 def _postgres_driver(wanted: str) -> str:

@@ -122,15 +122,13 @@ class ItemRunner:
                 self._let_callers_through(error)
                 at_mark = self._opening
                 judged, meaning = self.judge(error, spot)
-                if at_mark or (meaning in WAITED_FOR and self.work.has_session):
-                    self._wait_for(judged, meaning)
-                    # A task that made its own transaction read-only looks like a standby, until its turns are over.
-                    lost += meaning is Meaning.READ_ONLY and not at_mark
-                    if lost < LOST_LIMIT:
-                        continue
-                lost += meaning is Meaning.LOST
+                if at_mark:
+                    self._wait_at_mark(judged, meaning)
+                    continue
+                # A task that made its own transaction read-only looks like a standby, until its turns are over.
+                lost += meaning in (Meaning.LOST, Meaning.READ_ONLY)
                 conflicts += meaning is Meaning.CONFLICT
-                if self._again_in_place(meaning, lost, conflicts):
+                if self._again_in_place(judged, meaning, lost, conflicts):
                     continue
                 row = Row(spot, item, self.result_of(judged, meaning, spot))
                 return self._settle(row, recorded, partly=meaning is Meaning.PARTIAL)
@@ -142,7 +140,7 @@ class ItemRunner:
             self._separate.doubt()
         self.link.hold(error, meaning)
 
-    def _wait_for(self, error: BaseException, meaning: Meaning) -> None:
+    def _wait_at_mark(self, error: BaseException, meaning: Meaning) -> None:
         """At the mark the task has not begun, so no error there costs an attempt: try again, or give the worker up."""
         if meaning is Meaning.LOST or meaning in WAITED_FOR:
             self.hold(error, meaning)
@@ -171,8 +169,10 @@ class ItemRunner:
         work = self.work
         return not (work.has_session or self.marks or work.shape.wants_ctx or work.options.batched or work.options.timeout)
 
-    @staticmethod
-    def _again_in_place(meaning: Meaning, lost: int, conflicts: int) -> bool:
+    def _again_in_place(self, error: BaseException, meaning: Meaning, lost: int, conflicts: int) -> bool:
+        if meaning in WAITED_FOR and self.work.has_session and lost < LOST_LIMIT:
+            self.hold(error, meaning)
+            return True
         return (meaning is Meaning.LOST and lost < LOST_LIMIT) or (
             meaning is Meaning.CONFLICT and conflicts <= CONFLICTS_IN_PLACE
         )

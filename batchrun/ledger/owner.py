@@ -255,25 +255,29 @@ class Owner:
 
     # While it runs.
 
-    def cut(self, no: int, items: Sequence[str], sizes: Sequence[int], ends: Sequence[tuple[str, str]], cursor: Any) -> None:
+    def cut(
+        self, no: int, items: Sequence[str], sizes: Sequence[int], ends: Sequence[tuple[str, str]], frontiers: Sequence[Any]
+    ) -> None:
         """Record new chunks, from number ``no`` on, with the source's frontier behind them.
 
-        items: each chunk's payload as text. ends: its first and last key, for people. Raises Fenced. Safe to call
+        items: each chunk's payload as text. ends: its first and last item, for people. frontiers: where the source
+        stands behind each. Raises Fenced. Safe to call
         again after Busy: when the first try landed after all, nothing is written twice.
         """
-        run, count = self.tables.run, len(items)
+        run, count, behind = self.tables.run, len(items), [dump(frontier) for frontier in frontiers]
         with self.writing() as connection:
             moved = connection.execute(
                 update(run)
                 .where(run.c.id == self.run, run.c.epoch == self.epoch, run.c.next_no == no)
-                .values(next_no=no + count, cursor=dump(cursor), heartbeat=now_expression(self.engine.dialect.name))
+                .values(next_no=no + count, cursor=behind[-1], heartbeat=now_expression(self.engine.dialect.name))
             )
             if moved.rowcount != 1:
                 self._landed(connection, no + count)
                 return
             rows = [
                 {"run": self.run, "no": no + i, "epoch": self.epoch, "size": sizes[i], "pos": 0, "skipped": 0, "deaths": 0,
-                 "first": ends[i][0], "last": ends[i][1], "open": True}
+                 "first": ends[i][0], "last": ends[i][1], "frontier": behind[i],
+                 "open": True}
                 for i in range(count)
             ]  # fmt: skip
             connection.execute(insert(self.tables.chunk), rows)

@@ -91,6 +91,11 @@ class Reading:
         on_this_host = owner is not None and (owner.host, owner.boot) == (here.host, here.boot)
         return on_this_host or stored.silent_s < liveness.LEASE_S
 
+    @property
+    def parts(self) -> tuple[Engine, Tables]:
+        """The engine and the tables it reads, for a verification."""
+        return self._engine, self._tables
+
     # One run, for its owner.
 
     def stored(self, run_id: str) -> StoredRun | None:

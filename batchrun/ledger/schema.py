@@ -33,7 +33,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import CreateSchema, CreateTable
 
-from batchrun.database.failures import READ_ONLY_STATE, message_of, sqlstate_of
+from batchrun.database.failures import message_of, sqlstate_of
 from batchrun.errors import ConfigError, DatabaseError
 
 LAYOUT = 1
@@ -107,6 +107,7 @@ def _chunk(metadata: MetaData) -> Table:
         Column("deaths", Integer, nullable=False, default=0, server_default="0"),
         Column("first", Text),
         Column("last", Text),
+        Column("frontier", Text),
         Column("open", Boolean, nullable=False),
     )
     event.listen(made, "after_create", _HALF_FULL.execute_if(dialect="postgresql"))
@@ -206,11 +207,6 @@ def _create(engine: Engine, known: Tables) -> None:
             return  # another first run was quicker
         if (sqlstate_of(error) or "") not in ("42501", "25006", "3F000") and engine.dialect.name == "postgresql":
             raise
-        if sqlstate_of(error) == READ_ONLY_STATE:
-            raise DatabaseError(
-                "The database is read-only, so the ledger's tables, which are not there, cannot be created in it: it is a replica, "
-                "or default_transaction_read_only is on. Give the primary's URL, or all hosts with target_session_attrs=read-write."
-            ) from None
         raise DatabaseError(
             f"The ledger's tables are not there and cannot be created: {message_of(error)}. {_by_hand(engine, known.schema)}"
         ) from None

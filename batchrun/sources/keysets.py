@@ -85,6 +85,19 @@ class Keyset:
         with _engine(context).connect() as connection:
             return _count(connection, select(func.count()).select_from(rows))
 
+    @property
+    def width(self) -> int:
+        """How many columns the key has."""
+        return len(self._plan.keys)
+
+    def count(self, engine: Engine, after: Cursor, upto: Any) -> int:
+        """The rows that are there now strictly behind the key ``after``, up to ``upto``: what a verification compares."""
+        if upto == []:
+            return 0
+        rows = self._plan.between(after, upto).subquery("batchrun_counted")
+        with engine.connect() as connection:
+            return int(connection.execute(select(func.count()).select_from(rows)).scalar_one())
+
     def read(self, context: SourceContext, after: Cursor, upto: Any) -> KeysetReader:
         """Open a reader strictly behind the key ``after``. Raises RunChanged if that is a key of another kind."""
         width = len(self._plan.keys)

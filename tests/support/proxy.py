@@ -2,6 +2,7 @@
 
 "before"    the COMMIT does not reach the server      nothing is committed, and the client cannot know it
 "after"     the server has committed and answered     the client gets the same error
+"abandon"   as "before", but the server is not told: its session lives on and holds its locks, as when a network is cut
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _WORKER = b"batchrun:"
 class CuttingProxy:
     """Serves on a port of its own and leads to the database of ``url``; ``url`` of the proxy is the way in.
 
-    where: "before" or "after", see above. most: so many cuts, then none. share: of the COMMITs that are cut, by a seeded
-    choice. only: the beginning of the application_name of those that are cut; b"" = everybody.
+    where: see above. most: so many cuts, then none. share: of the COMMITs that are cut, by a seeded choice. only: the
+    beginning of the application_name of those that are cut; b"" = everybody.
     """
 
     def __init__(self, url: str, where: str, *, most: int, share: float = 0.4, seed: int = 1, only: bytes = _WORKER) -> None:
@@ -75,6 +76,9 @@ class CuttingProxy:
                 if _NAME in data:
                     link.is_chosen = data.partition(_NAME)[2].startswith(self._only)
                 if _COMMIT in data and link.is_chosen and self._chosen():
+                    if self._where == "abandon":
+                        _shut(link.client)
+                        return
                     if self._where == "before":
                         break
                     link.mute = True
