@@ -39,6 +39,7 @@ from batchrun.execution.packing import check_crossing, pack_work
 from batchrun.execution.pool import LocalPool
 from batchrun.execution.processes import Launcher
 from batchrun.execution.work import Work
+from batchrun.heartbeat import Heartbeat
 from batchrun.items import ItemError, Outcome, OutcomeStatus
 from batchrun.jobs import Job
 from batchrun.ledger import liveness, schema
@@ -250,11 +251,22 @@ class _Opening:
                 f"The folder of the SQLite database cannot be written: {error}. Put the database where you may write."
             ) from None
         if not lock.take():
-            raise AlreadyRunning(f"Run {self._run} is being run by another process on this machine.")
+            raise AlreadyRunning(f"Run {self._run} is being run by {self._lock_holder()}.")
         self._stack.callback(lock.release, remove=True)
         if owner is not None:
             owner.turn = OwnerTurn(folder)
             self._stack.callback(owner.turn.close)
+
+    def _lock_holder(self) -> str:
+        """Who holds the run's lock, for people; one that has just taken it writes its name into the ledger next."""
+        until = time.monotonic() + 1.0
+        while self._reading is not None and time.monotonic() < until:
+            stored = self._reading.stored(self._run)
+            owner = liveness.parse(stored.owner) if stored else None
+            if owner is not None and not liveness.is_provably_gone(owner):
+                return owner.shown
+            time.sleep(0.02)
+        return "another process on this machine"
 
     def _run_folder(self) -> tuple[Path | None, str]:
         spec = self._call.ledger or self._call.database
@@ -336,8 +348,16 @@ class _Opening:
         plan.counts_anew = stored.status is RunStatus.HALTED
         if resumed:
             self._pick_up(plan, owner, reading)
+        self._keep_alive(owner)
         self._announce(plan, resumed=resumed)
         return plan
+
+    def _keep_alive(self, owner: Owner) -> None:
+        """Where the caller or an inline item can hold up the loop, a thread beats. SQLite's lock needs no heartbeat."""
+        if owner.turn is None and (self._call.wants_outcomes or self._call.options.workers == 0):
+            heartbeat = Heartbeat(owner)
+            self._stack.callback(heartbeat.stop)
+            heartbeat.start()
 
     def _create(self, owner: Owner, source: Source, context: SourceContext, fingerprint: dict[str, str]) -> StoredRun:
         call, reading = self._call, self._reading

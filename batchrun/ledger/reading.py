@@ -80,16 +80,18 @@ class Reading:
         self._engine.dispose()
 
     def is_alive(self, stored: StoredRun) -> bool:
-        """True when the run is running and its owner is not known to be gone."""
+        """True when the run is running and its owner is neither known to be gone nor silent for longer than its lease.
+
+        On SQLite the kernel knows: the owner holds a lock for as long as it lives.
+        """
         if stored.status is not RunStatus.RUNNING:
             return False
         if self._engine.dialect.name == "sqlite":
             return is_held(run_folder(sqlite_file(self._engine.url), stored.id))
-        owner, here = liveness.parse(stored.owner), liveness.this_process()
+        owner = liveness.parse(stored.owner)
         if owner is not None and liveness.is_provably_gone(owner):
             return False
-        on_this_host = owner is not None and (owner.host, owner.boot) == (here.host, here.boot)
-        return on_this_host or stored.silent_s < liveness.LEASE_S
+        return stored.silent_s < liveness.LEASE_S
 
     @property
     def parts(self) -> tuple[Engine, Tables]:

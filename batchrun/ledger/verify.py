@@ -101,7 +101,9 @@ def _facts(connection: Connection, tables: Tables, run: str) -> _Facts:
     ).where(chunk.c.run == run)  # fmt: skip
     found = [int(value) for value in connection.execute(sums).one()]
     states = connection.execute(select(item.c.state, func.count()).where(item.c.run == run).group_by(item.c.state)).all()
-    return _Facts(*found, states={str(state): int(count) for state, count in states})  # type: ignore[misc]
+    chunks, lowest, highest, planned, settled, skipped, is_open = found
+    by_state = {str(state): int(count) for state, count in states}
+    return _Facts(chunks, lowest, highest, planned, settled, skipped, is_open, by_state)
 
 
 class _Checks:
@@ -253,7 +255,7 @@ def _judged(
     if short and more + behind:
         return Check(
             "keys", WRONG,
-            f"{text}, but {stored.total:,} were there when the run opened, and {more + behind:,} that are there belong to no item",
+            f"{text}; but {stored.total:,} were there when it opened, and {more + behind:,} that are there belong to no item",
         )  # fmt: skip
     told = [f"{fewer:,} are no longer in the query"] if fewer else []
     told += [f"{more + behind:,} came since"] if more + behind else []

@@ -53,7 +53,10 @@ class Running(threading.Thread):
 
     def __init__(self, task: Any, items: Any, url: str, **options: Any) -> None:
         super().__init__(daemon=True)
-        self._call = lambda: run_parallel(task, items, url, **{"name": "away", "workers": 2, "start_method": "fork", **options})
+        given = {"name": "away", "workers": 2, "start_method": "fork", **options}
+        self._call: Callable[[], Report] = lambda: run_parallel(task, items, url, **given)
+            task, items, url, **{"name": "away", "workers": 2, "start_method": "fork", **options}
+        )
         self._report: Report | None = None
         self._error: BaseException | None = None
         self.start()
@@ -210,7 +213,7 @@ def read_only(clones: Clones) -> Iterator[None]:
 
 
 def reset(clones: Clones) -> None:
-    connection = psycopg2.connect(clones.server.url(), options="-c default_transaction_read_only=off")
+    connection: Any = psycopg2.connect(clones.server.url(), options="-c default_transaction_read_only=off")
     connection.autocommit = True
     with contextlib.closing(connection), connection.cursor() as cursor:
         cursor.execute("ALTER SYSTEM RESET default_transaction_read_only")
@@ -257,7 +260,8 @@ def test_a_task_that_makes_its_own_transaction_read_only_fails_and_the_run_ends(
 
 def test_a_failover_to_a_synchronous_standby_loses_nothing(notices: list[str]) -> None:
     items = range(300)
-    with Server() as primary, Standby(primary) as standby:
+    with Server() as primary, contextlib.closing(Standby(primary)) as standby:
+        standby.start()
         make_synchronous(primary)
         hosts = f"host=127.0.0.1:{primary.port}&host=127.0.0.1:{standby.port}&target_session_attrs=read-write"
         url = f"postgresql+psycopg://postgres@/postgres?{hosts}"

@@ -1,0 +1,134 @@
+"""The owner of a run: its lease, its heartbeat, who is named to those who come too late, and what a woken owner may do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from batchrun import iter_parallel, run_parallel
+from batchrun.errors import AlreadyRunning
+from batchrun.heartbeat import Heartbeat
+from batchrun.ledger import liveness
+from tests.support import scripts
+from tests.support.effects import effect, effects, make, once, scalar
+from tests.support.waiting import wait_until
+
+OWNER = """
+    import os, sys, time
+    from pathlib import Path
+    from batchrun import run_parallel
+    from batchrun.errors import AlreadyRunning
+    from tests.support.effects import effect
+    def task(session, item):
+        effect(session, item)
+        Path("begun").touch()
+        while not Path("go").exists():
+            time.sleep(0.01)  # work
+    Path(f"ready-{os.getpid()}").touch()
+    while len(sys.argv) > 2 and not Path("start").exists():
+        time.sleep(0.001)  # work
+    began = time.monotonic()
+    try:
+        print("done", run_parallel(task, range(6), sys.argv[1], workers=1, name="owned", start_method="fork").done)
+    except AlreadyRunning as error:
+        print(error.exit_code, round(time.monotonic() - began, 3), error)
+"""
+
+
+def quickly(session: Session, item: int) -> None:
+    effect(session, item)
+
+
+def run(url: str) -> Any:
+    return run_parallel(quickly, range(6), url, workers=0, name="owned", accept_changes=True)
+
+
+@pytest.fixture
+def short_lease(monkeypatch: pytest.MonkeyPatch) -> float:
+    """For those who ask whether another owner lives."""
+    monkeypatch.setattr(liveness, "LEASE_S", 1.0)
+    return 1.0
+
+
+def silent_s(url: str) -> float:
+    return float(scalar(url, "SELECT extract(epoch FROM clock_timestamp()) - heartbeat FROM batchrun_run"))
+
+
+def test_an_owner_that_was_stopped_past_its_lease_writes_nothing_more_when_it_wakes(
+    pg_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(pg_url)
+    process = scripts.start(tmp_path, OWNER, pg_url)
+    wait_until((tmp_path / "begun").exists, 30)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(AlreadyRunning, match=f"process {process.pid} on "):  # the control: within its lease it keeps its run
+        run(pg_url)
+    monkeypatch.setattr(liveness, "LEASE_S", 1.0)
+    wait_until(lambda: silent_s(pg_url) > 1.0, 10)
+    assert run(pg_url).done == 6
+    before = scalar(pg_url, "SELECT max(epoch) FROM batchrun_run"), effects(pg_url)
+    (tmp_path / "go").touch()
+    process.send_signal(signal.SIGCONT)
+    out, err = process.communicate(timeout=30)
+    assert out.startswith("75 "), out + err
+    assert f"was taken over by process {os.getpid()} on " in out
+    assert (scalar(pg_url, "SELECT max(epoch) FROM batchrun_run"), effects(pg_url)) == before
+    assert effects(pg_url) == once(range(6))
+
+
+def test_of_four_that_resume_at_once_three_are_told_who_was_quicker(database_url: str, tmp_path: Path) -> None:
+    make(database_url)
+    first = scripts.start(tmp_path, OWNER, database_url)
+    wait_until((tmp_path / "begun").exists, 30)
+    first.kill()
+    first.communicate()
+    racers = [scripts.start(tmp_path, OWNER, database_url, "wait") for _ in range(4)]
+    wait_until(lambda: all((tmp_path / f"ready-{racer.pid}").exists() for racer in racers), 30)
+    (tmp_path / "start").touch()
+    wait_until(lambda: sum(racer.poll() is not None for racer in racers) >= 3, 30)
+    (tmp_path / "go").touch()
+    said = {racer.pid: racer.communicate(timeout=30)[0].strip() for racer in racers}
+    (winner,) = [pid for pid, text in said.items() if text == "done 6"]
+    losers = [text for pid, text in said.items() if pid != winner]
+    assert [text.split()[0] for text in losers] == ["75"] * 3, said
+    assert all(f"process {winner} on " in text for text in losers), said
+    assert all(float(text.split()[1]) < 2.0 for text in losers), said
+    assert effects(database_url) == once(range(6))
+
+
+def stalled(url: str) -> Iterator[Any]:
+    """A consumer that takes one outcome and then does something else for longer than the lease."""
+    outcomes = iter_parallel(quickly, range(6), url, workers=0, name="owned", accept_changes=True)
+    next(outcomes)
+    until = time.monotonic() + 1.5
+    wait_until(lambda: time.monotonic() > until)
+    return outcomes
+
+
+def test_a_consumer_that_takes_its_time_keeps_its_run(pg_url: str, short_lease: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchrun.heartbeat.HEARTBEAT_S", 0.1)
+    make(pg_url)
+    outcomes = stalled(pg_url)
+    with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} on "):
+        run(pg_url)
+    assert len(list(outcomes)) == 5
+    assert effects(pg_url) == once(range(6))
+
+
+def test_control_without_the_thread_it_loses_its_run_and_is_told(
+    pg_url: str, short_lease: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Heartbeat, "_beat", lambda self: None)
+    make(pg_url)
+    outcomes = stalled(pg_url)
+    assert run(pg_url).done == 6
+    with pytest.raises(AlreadyRunning, match=f"was taken over by process {os.getpid()} on "):
+        list(outcomes)
+    assert effects(pg_url) == once(range(6))
