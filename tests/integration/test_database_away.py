@@ -55,8 +55,6 @@ class Running(threading.Thread):
         super().__init__(daemon=True)
         given = {"name": "away", "workers": 2, "start_method": "fork", **options}
         self._call: Callable[[], Report] = lambda: run_parallel(task, items, url, **given)
-            task, items, url, **{"name": "away", "workers": 2, "start_method": "fork", **options}
-        )
         self._report: Report | None = None
         self._error: BaseException | None = None
         self.start()
