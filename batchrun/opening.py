@@ -207,11 +207,10 @@ class _Opening:
         assert self._reading is not None
         if not self._reading.is_alive(stored):
             return
-        owner = liveness.parse(stored.owner)
-        who = owner.shown if owner else "another process"
+        who, silent_s = self._holder(stored.id)
         raise AlreadyRunning(
             f"Job {stored.job} is already running: run {stored.id} belongs to {who}, which was heard of "
-            f"{stored.silent_s:.0f} s ago. Wait for it, or stop it with Ctrl-C or SIGTERM; "
+            f"{silent_s:.0f} s ago. Wait for it, or stop it with Ctrl-C or SIGTERM; "
             f"`batchrun show {stored.id}` tells how far it is."
         )
 
@@ -251,22 +250,26 @@ class _Opening:
                 f"The folder of the SQLite database cannot be written: {error}. Put the database where you may write."
             ) from None
         if not lock.take():
-            raise AlreadyRunning(f"Run {self._run} is being run by {self._lock_holder()}.")
+            raise AlreadyRunning(f"Run {self._run} is being run by {self._holder(self._run)[0]}.")
         self._stack.callback(lock.release, remove=True)
         if owner is not None:
             owner.turn = OwnerTurn(folder)
             self._stack.callback(owner.turn.close)
 
-    def _lock_holder(self) -> str:
-        """Who holds the run's lock, for people; one that has just taken it writes its name into the ledger next."""
+    def _holder(self, run: str) -> tuple[str, float]:
+        """Who owns the run, for people, and seconds since it was heard of.
+
+        On SQLite one that has just taken the lock writes its name next; until then a dead one's stands there.
+        """
         until = time.monotonic() + 1.0
-        while self._reading is not None and time.monotonic() < until:
-            stored = self._reading.stored(self._run)
+        while True:
+            stored = self._reading.stored(run) if self._reading is not None else None
             owner = liveness.parse(stored.owner) if stored else None
-            if owner is not None and not liveness.is_provably_gone(owner):
-                return owner.shown
+            if owner is not None and stored is not None and not liveness.is_provably_gone(owner):
+                return owner.shown, max(0.0, stored.silent_s)
+            if time.monotonic() > until:
+                return "another process on this machine", max(0.0, stored.silent_s) if stored else 0.0
             time.sleep(0.02)
-        return "another process on this machine"
 
     def _run_folder(self) -> tuple[Path | None, str]:
         spec = self._call.ledger or self._call.database

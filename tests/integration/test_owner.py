@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,31 @@ def short_lease(monkeypatch: pytest.MonkeyPatch) -> float:
     return 1.0
 
 
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts OWNER with arguments; none of them outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def make_one(*arguments: str) -> subprocess.Popen[str]:
+        started.append(scripts.start(tmp_path, OWNER, *arguments))
+        return started[-1]
+
+    yield make_one
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
 def silent_s(url: str) -> float:
     return float(scalar(url, "SELECT extract(epoch FROM clock_timestamp()) - heartbeat FROM batchrun_run"))
 
 
 def test_an_owner_that_was_stopped_past_its_lease_writes_nothing_more_when_it_wakes(
-    pg_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pg_url: str, tmp_path: Path, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(pg_url)
-    process = scripts.start(tmp_path, OWNER, pg_url)
+    process = start(pg_url)
     wait_until((tmp_path / "begun").exists, 30)
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(AlreadyRunning, match=f"process {process.pid} on "):  # the control: within its lease it keeps its run
@@ -83,13 +100,15 @@ def test_an_owner_that_was_stopped_past_its_lease_writes_nothing_more_when_it_wa
     assert effects(pg_url) == once(range(6))
 
 
-def test_of_four_that_resume_at_once_three_are_told_who_was_quicker(database_url: str, tmp_path: Path) -> None:
+def test_of_four_that_resume_at_once_three_are_told_who_was_quicker(
+    database_url: str, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     make(database_url)
-    first = scripts.start(tmp_path, OWNER, database_url)
+    first = start(database_url)
     wait_until((tmp_path / "begun").exists, 30)
     first.kill()
     first.communicate()
-    racers = [scripts.start(tmp_path, OWNER, database_url, "wait") for _ in range(4)]
+    racers = [start(database_url, "wait") for _ in range(4)]
     wait_until(lambda: all((tmp_path / f"ready-{racer.pid}").exists() for racer in racers), 30)
     (tmp_path / "start").touch()
     wait_until(lambda: sum(racer.poll() is not None for racer in racers) >= 3, 30)
