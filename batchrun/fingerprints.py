@@ -85,3 +85,16 @@ def _bytecode(code: types.CodeType) -> str:
 
 def _constant(value: object) -> str:
     return repr(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+
+def difference(name: str, old: str | None, new: str | None) -> str:
+    """What changed in one part of a fingerprint, for people."""
+    if name == "code":
+        return "the code of the task or the items function"
+    return f"{name} was {_short(old)}, is {_short(new)}"
+
+
+def _short(text: str | None) -> str:
+    if text is None:
+        return "not there"
+    return repr(text if len(text) <= 120 else text[:117] + "...")

@@ -39,6 +39,7 @@ from batchrun.execution.packing import check_crossing, pack_work
 from batchrun.execution.pool import LocalPool
 from batchrun.execution.processes import Launcher
 from batchrun.execution.work import Work
+from batchrun.fingerprints import difference
 from batchrun.heartbeat import Heartbeat
 from batchrun.items import ItemError, Outcome, OutcomeStatus
 from batchrun.jobs import Job
@@ -389,7 +390,7 @@ class _Opening:
         changed = [name for name in names if name not in ignored]
         if not changed or call.accept_changes:
             return
-        what = "; ".join(_difference(name, stored.fingerprint.get(name), fingerprint.get(name)) for name in changed)
+        what = "; ".join(difference(name, stored.fingerprint.get(name), fingerprint.get(name)) for name in changed)
         raise RunChanged(
             f"Run {stored.id} of {stored.job} cannot simply go on, because something changed since it began: {what}. What is "
             "settled stays as it is. Go on with --accept-changes (accept_changes=True) if the rest may run with what is there "
@@ -485,18 +486,6 @@ def _due(reading: Reading, run: str, known: set[tuple[int, int]]) -> list[tuple[
         (now + row.due_in_s, Order(row.no, row.pos, [row.item], attempt=row.attempts + 1, base=row.base, retry=True, alone=True))
         for row in reading.due(run, DUE_PAGE, list(known))
     ]
-
-
-def _difference(name: str, old: str | None, new: str | None) -> str:
-    if name == "code":
-        return "the code of the task or the items function"
-    return f"{name} was {_short(old)}, is {_short(new)}"
-
-
-def _short(text: str | None) -> str:
-    if text is None:
-        return "not there"
-    return repr(text if len(text) <= 120 else text[:117] + "...")
 
 
 def _shown(value: Any) -> Any:
