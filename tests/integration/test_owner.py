@@ -109,7 +109,7 @@ def test_of_four_that_resume_at_once_three_are_told_who_was_quicker(
     first.kill()
     first.communicate()
     racers = [start(database_url, "wait") for _ in range(4)]
-    wait_until(lambda: all((tmp_path / f"ready-{racer.pid}").exists() for racer in racers), 30)
+    wait_until(lambda: all((tmp_path / f"ready-{racer.pid}").exists() for racer in racers), 60)
     (tmp_path / "start").touch()
     wait_until(lambda: sum(racer.poll() is not None for racer in racers) >= 3, 30)
     (tmp_path / "go").touch()
