@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from batchrun.calls import Call, check
 from batchrun.database.connecting import check_reachable
 from batchrun.database.engines import EngineSpec, control_engine, source_engine, spec_of
 from batchrun.errors import BatchrunError, ConfigError
@@ -31,7 +32,7 @@ from batchrun.ledger.reading import open_reading as read_ledger
 from batchrun.ledger.schema import Tables
 from batchrun.ledger.verify import SKIPPED, Check, Verification, check_keys, check_ledger
 from batchrun.loading import run_items
-from batchrun.opening import Call, check, opened
+from batchrun.opening import opened
 from batchrun.options import OPTION_NAMES, RunOptions, with_options
 from batchrun.parameters import parse_params, restore_params, split_call
 from batchrun.runner import Runner, StopRequest

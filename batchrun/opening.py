@@ -12,125 +12,41 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from batchrun.books import AnonymousBook, Book, DurableBook
+from batchrun.books import AnonymousBook, DurableBook
+from batchrun.calls import Call, check
 from batchrun.chunks import Feed
 from batchrun.codec import dump
 from batchrun.database.connecting import check_reachable, takes_writes
 from batchrun.database.engines import EngineSpec, control_engine, source_engine
 from batchrun.database.failures import is_driver_error
-from batchrun.database.runfolder import AliveLock, run_folder
+from batchrun.database.runfolder import AliveLock
 from batchrun.database.turnstile import OwnerTurn
-from batchrun.database.urls import passwords_in, sqlite_file
-from batchrun.errors import AlreadyRunning, BatchrunError, ConfigError, DatabaseError, JobError, RunChanged
-from batchrun.events import Observer, RunOpened
-from batchrun.execution.inline import InlineExecutor
-from batchrun.execution.orders import Order
-from batchrun.execution.packing import check_crossing, pack_work
-from batchrun.execution.pool import LocalPool
-from batchrun.execution.processes import Launcher
-from batchrun.execution.work import Work
-from batchrun.fingerprints import difference
+from batchrun.database.urls import passwords_in
+from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
+from batchrun.events import RunOpened
 from batchrun.heartbeat import Heartbeat
-from batchrun.items import ItemError, Outcome, OutcomeStatus
-from batchrun.jobs import Job
 from batchrun.ledger import liveness, schema
-from batchrun.ledger.marks import MarksSpec
 from batchrun.ledger.owner import NewRun, Owner
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.loading import code_fingerprint, run_items
-from batchrun.masking import Redactor
-from batchrun.options import OPTION_NAMES, FailureLimit, RunOptions
+from batchrun.options import OPTION_NAMES, FailureLimit
 from batchrun.outages import insistently, read_only_server
-from batchrun.parameters import dump_params, secrets_in, split_call
-from batchrun.runner import Executor, RunPlan, StopRequest
+from batchrun.parameters import dump_params, split_call
+from batchrun.planning import put_together, run_folder_of
+from batchrun.resuming import check_changes, earlier_failures, pick_up
+from batchrun.runner import RunPlan
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
-from batchrun.settling import MOST_FAILURES
 from batchrun.sources.coerce import as_source
 from batchrun.sources.source import Source, SourceContext
-from batchrun.tasks import task_shape
-
-DUE_PAGE = 1000
-
-
-@dataclass(slots=True)
-class Call:
-    """Everything a caller can say about a run.
-
-    items: an iterable or source given directly; None = the job's own items function. run: the id of a run to go on
-    with. retried: put failed items back first. fresh: always open a new run, refused while another of the same job and
-    parameters is running.
-    """
-
-    job: Job
-    options: RunOptions
-    folder: Path
-    items: Any = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    database: EngineSpec | None = None
-    ledger: EngineSpec | None = None
-    schema: str | None = None
-    name: str | None = None
-    run: str | None = None
-    fresh: bool = False
-    retried: bool = False
-    continue_unfinished: bool = False
-    accept_changes: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)
-    wants_results: bool = False
-    wants_outcomes: bool = False
-    captures_output: bool = False
-    observers: Sequence[Observer] = ()
-    stop: StopRequest = field(default_factory=StopRequest)
-    redact: Redactor = field(default_factory=Redactor)
-
-    def learn_secrets(self) -> None:
-        """Secret parameters and the passwords of URLs: what no text that leaves may hold."""
-        self.redact.add(*secrets_in(self.params), *(one for spec in (self.database, self.ledger) if spec for one in spec.secrets))
-
-    @property
-    def durable(self) -> bool:
-        return self.name is not None or self.run is not None or self.fresh
-
-    @property
-    def has_session(self) -> bool:
-        return self.database is not None and self.options.transaction != "none"
-
-    @property
-    def guarantee(self) -> str:
-        """Exactly once needs the mark in the transaction of the work: one database, a session that writes."""
-        same = self.ledger is None or (self.database is not None and self.ledger.identity == self.database.identity)
-        exact = self.durable and self.has_session and not self.options.read_only and same
-        return "exactly-once" if exact else "at-least-once"
-
-
-def check(call: Call) -> None:
-    """Refuse what cannot work, before anything is touched."""
-    task_shape(call.job.task, has_session=call.has_session)
-    check_crossing(call.job.task)
-    if call.job.initializer is not None:
-        check_crossing(call.job.initializer, what="The initializer")
-    for spec in (call.database, call.ledger):
-        if spec is not None and spec.factory is not None:
-            check_crossing(spec.factory, what="The database factory")
-    for option in ("batched", "read_only"):
-        if call.database is None and getattr(call.options, option):
-            raise ConfigError(f"{option}: needs a session, so give a database as well")
-    if call.name is not None and call.wants_results:
-        raise ConfigError("results=True cannot be combined with name=: a run that continues has no results of its earlier parts.")
-    if call.durable and call.database is None and call.ledger is None:
-        raise ConfigError("A named run is recorded in a database: give database= (or ledger= for a task without one).")
-    if call.items is None and call.job.items is None:
-        raise ConfigError(f"There are no items: pass items=, or give job {call.job.name} an items function.")
 
 
 @contextmanager
@@ -229,7 +145,7 @@ class _Opening:
     def _finished(self, stored: StoredRun) -> Report:
         """A finished run has its report in the ledger."""
         assert self._reading is not None
-        failures = tuple(_failures(self._reading, stored.id))
+        failures = tuple(earlier_failures(self._reading, stored.id))
         counts = self._reading.counts(stored.id)
         return Report(
             stored.id, stored.name, stored.job, stored.status, counts, 0.0, 0, stored.guarantee, failures, None,
@@ -240,10 +156,9 @@ class _Opening:
 
     def _lock_folder(self, owner: Owner | None) -> None:
         """On SQLite the owner's liveness is a lock on a file, and writers take turns at three others."""
-        spec = self._call.ledger or self._call.database
-        if spec is None or not spec.is_sqlite or spec.url is None:
+        folder, _ = run_folder_of(self._call, self._run)
+        if folder is None:
             return
-        folder = run_folder(sqlite_file(spec.url), self._run)
         try:
             lock = AliveLock(folder)
         except OSError as error:
@@ -271,12 +186,6 @@ class _Opening:
             if time.monotonic() > until:
                 return "another process on this machine", max(0.0, stored.silent_s) if stored else 0.0
             time.sleep(0.02)
-
-    def _run_folder(self) -> tuple[Path | None, str]:
-        spec = self._call.ledger or self._call.database
-        if spec is None or not spec.is_sqlite or spec.url is None:
-            return None, ""
-        return run_folder(sqlite_file(spec.url), self._run), spec.identity
 
     # The source.
 
@@ -322,7 +231,9 @@ class _Opening:
         bound = source.bound(context)
         total = source.total(context, bound)
         feed = Feed(source.read(context, None, bound), limit=call.options.limit, total=total)
-        plan = self._put_together(AnonymousBook(self._run), feed, Counts(), None)
+        plan = put_together(
+            call, self._run, self._workers(feed.total), AnonymousBook(self._run), feed, Counts(), None, self._writes
+        )
         self._announce(plan, resumed=False)
         return plan
 
@@ -339,7 +250,7 @@ class _Opening:
             stored = self._create(owner, source, context, fingerprint)
             resumed = False
         else:
-            self._check_changes(stored, fingerprint)
+            check_changes(call, stored, fingerprint)
             self._take_over(owner, stored, fingerprint)
             resumed = True
         run = stored.id
@@ -347,11 +258,13 @@ class _Opening:
         options = replace(call.options, limit=stored.options.get("limit"))
         reader = None if stored.sealed else source.read(context, stored.cursor, stored.bound)
         feed = Feed(reader, limit=options.limit, total=stored.total, taken=counts.planned)
-        plan = self._put_together(DurableBook(owner, reading), feed, counts, owner)
+        plan = put_together(
+            call, self._run, self._workers(feed.total), DurableBook(owner, reading), feed, counts, owner, self._writes
+        )
         plan.next_no = stored.next_no
         plan.counts_anew = stored.status is RunStatus.HALTED
         if resumed:
-            self._pick_up(plan, owner, reading)
+            pick_up(call, plan, owner, reading)
         self._keep_alive(owner)
         self._announce(plan, resumed=resumed)
         return plan
@@ -382,47 +295,12 @@ class _Opening:
         options = {name: _shown(getattr(self._call.options, name)) for name in OPTION_NAMES}
         return json.dumps({**options, "given": {name: _shown(value) for name, value in self._call.given.items()}})
 
-    def _check_changes(self, stored: StoredRun, fingerprint: Mapping[str, str]) -> None:
-        """A resume over changed input, parameters or code is refused, and says what changed."""
-        call = self._call
-        ignored = {"code"} if call.retried else set()
-        names = [name for name in {**stored.fingerprint, **fingerprint} if stored.fingerprint.get(name) != fingerprint.get(name)]
-        changed = [name for name in names if name not in ignored]
-        if not changed or call.accept_changes:
-            return
-        what = "; ".join(difference(name, stored.fingerprint.get(name), fingerprint.get(name)) for name in changed)
-        raise RunChanged(
-            f"Run {stored.id} of {stored.job} cannot simply go on, because something changed since it began: {what}. What is "
-            "settled stays as it is. Go on with --accept-changes (accept_changes=True) if the rest may run with what is there "
-            "now, or start a new run."
-        )
-
     def _take_over(self, owner: Owner, stored: StoredRun, fingerprint: dict[str, str]) -> None:
         insistently(lambda: owner.take_over(stored.epoch))
         insistently(owner.end_older_sessions)
         if fingerprint != stored.fingerprint:
             options = json.dumps(dict(stored.options))
             insistently(lambda: owner.accept(json.dumps(fingerprint), options))
-
-    def _pick_up(self, plan: RunPlan, owner: Owner, reading: Reading) -> None:
-        """What an earlier owner left: open chunks, and items that wait for another try."""
-        cut_off = "retry" if self._call.options.idempotent else "unknown"
-        left = insistently(lambda: owner.adopt(cut_off=cut_off), again=owner.end_older_sessions)
-        for chunk in left:
-            if chunk.pos < chunk.size:
-                items = reading.payload(owner.run, chunk.no)[chunk.pos :]
-                plan.open_orders.append(Order(chunk.no, chunk.pos, items, alone=chunk.deaths > 0, deaths=chunk.deaths))
-        through = [chunk.no for chunk in left if chunk.pos >= chunk.size]
-        if through:
-            insistently(lambda: owner.end_chunks(through))
-        if self._call.retried:
-            insistently(lambda: owner.requeue(("failed", "quarantined", "unknown")))
-        counts = reading.counts(owner.run)
-        for name in ("planned", "done", "failed", "skipped", "quarantined", "unknown", "retries"):
-            setattr(plan.counts, name, getattr(counts, name))
-        plan.failures = _failures(reading, owner.run)
-        plan.more_retries = lambda known: _due(reading, owner.run, known)
-        plan.retries = plan.more_retries(set())
 
     def _workers(self, total: int | None) -> int:
         wanted = self._call.options.workers
@@ -431,61 +309,10 @@ class _Opening:
             wanted = max(1, usable)
         return wanted if total is None or wanted == 0 else max(1, min(wanted, total))
 
-    def _put_together(self, book: Book, feed: Feed, counts: Counts, owner: Owner | None) -> RunPlan:
-        call = self._call
-        workers = self._workers(feed.total)
-        work = self._work(owner)
-        executor: Executor
-        if call.options.workers == 0:
-            executor = InlineExecutor(work, lambda: call.stop.level > 0)
-        else:
-            told = {"captures_output": call.captures_output, "may_use_sqlite": work.may_use_sqlite}
-            launcher = Launcher(call.options.start_method, call.job.folder, pack_work(work), **told)
-            executor = LocalPool(launcher, workers, call.options.threads)
-        return RunPlan(
-            job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
-            feed=feed,
-            executor=executor, counts=counts, wants_results=call.wants_results, wants_outcomes=call.wants_outcomes,
-            has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers), redact=call.redact,
-        )  # fmt: skip
-
-    def _work(self, owner: Owner | None) -> Work:
-        call = self._call
-        shape = task_shape(call.job.task, has_session=call.has_session)
-        _, task_params = split_call(call.job, call.params)
-        folder, identity = self._run_folder()
-        separate = call.ledger is not None and (call.database is None or call.ledger.identity != call.database.identity)
-        none_mode = owner is not None and not call.has_session
-        return Work(
-            run=self._run, job=call.job.name, task=call.job.task, shape=shape,
-            options=call.options, engine=call.database if call.has_session or (none_mode and not separate) else None,
-            marks=MarksSpec(owner.run, owner.epoch, call.schema) if owner else None,
-            books=call.ledger if owner and separate else None,
-            run_folder=folder, turnstile_for=identity, task_params=task_params,
-            params=dict(call.params), initializer=call.job.initializer, wants_values=call.wants_results or call.wants_outcomes,
-            writes=self._writes, secrets=call.redact.secrets,
-        )  # fmt: skip
-
     def _announce(self, plan: RunPlan, *, resumed: bool) -> None:
         opened = RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed)
         for observer in plan.observers:
             observer(opened)
-
-
-def _failures(reading: Reading, run: str) -> list[Outcome]:
-    """What a report lists of items that went wrong before this call; their tracebacks are not kept."""
-    return [
-        Outcome(row.item, OutcomeStatus(row.state), None, ItemError(row.error_class, row.message, row.sqlstate), row.attempts)
-        for row in reading.troubled(run, MOST_FAILURES)
-    ]
-
-
-def _due(reading: Reading, run: str, known: set[tuple[int, int]]) -> list[tuple[float, Order]]:
-    now = time.monotonic()
-    return [
-        (now + row.due_in_s, Order(row.no, row.pos, [row.item], attempt=row.attempts + 1, base=row.base, retry=True, alone=True))
-        for row in reading.due(run, DUE_PAGE, list(known))
-    ]
 
 
 def _shown(value: Any) -> Any:

@@ -1,0 +1,71 @@
+"""Going on with a run: what an earlier owner left, and what must not have changed since."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from batchrun.calls import Call
+from batchrun.errors import RunChanged
+from batchrun.execution.orders import Order
+from batchrun.fingerprints import difference
+from batchrun.items import ItemError, Outcome, OutcomeStatus
+from batchrun.ledger.owner import Owner
+from batchrun.ledger.reading import Reading, StoredRun
+from batchrun.outages import insistently
+from batchrun.runner import RunPlan
+from batchrun.settling import MOST_FAILURES
+
+DUE_PAGE = 1000
+
+
+def check_changes(call: Call, stored: StoredRun, fingerprint: Mapping[str, str]) -> None:
+    """A resume over changed input, parameters or code is refused, and says what changed."""
+    ignored = {"code"} if call.retried else set()
+    names = [name for name in {**stored.fingerprint, **fingerprint} if stored.fingerprint.get(name) != fingerprint.get(name)]
+    changed = [name for name in names if name not in ignored]
+    if not changed or call.accept_changes:
+        return
+    what = "; ".join(difference(name, stored.fingerprint.get(name), fingerprint.get(name)) for name in changed)
+    raise RunChanged(
+        f"Run {stored.id} of {stored.job} cannot simply go on, because something changed since it began: {what}. What is "
+        "settled stays as it is. Go on with --accept-changes (accept_changes=True) if the rest may run with what is there "
+        "now, or start a new run."
+    )
+
+
+def pick_up(call: Call, plan: RunPlan, owner: Owner, reading: Reading) -> None:
+    """What an earlier owner left: open chunks, and items that wait for another try."""
+    cut_off = "retry" if call.options.idempotent else "unknown"
+    left = insistently(lambda: owner.adopt(cut_off=cut_off), again=owner.end_older_sessions)
+    for chunk in left:
+        if chunk.pos < chunk.size:
+            items = reading.payload(owner.run, chunk.no)[chunk.pos :]
+            plan.open_orders.append(Order(chunk.no, chunk.pos, items, alone=chunk.deaths > 0, deaths=chunk.deaths))
+    through = [chunk.no for chunk in left if chunk.pos >= chunk.size]
+    if through:
+        insistently(lambda: owner.end_chunks(through))
+    if call.retried:
+        insistently(lambda: owner.requeue(("failed", "quarantined", "unknown")))
+    counts = reading.counts(owner.run)
+    for name in ("planned", "done", "failed", "skipped", "quarantined", "unknown", "retries"):
+        setattr(plan.counts, name, getattr(counts, name))
+    plan.failures = earlier_failures(reading, owner.run)
+    plan.more_retries = lambda known: _due(reading, owner.run, known)
+    plan.retries = plan.more_retries(set())
+
+
+def earlier_failures(reading: Reading, run: str) -> list[Outcome]:
+    """What a report lists of items that went wrong before this call; their tracebacks are not kept."""
+    return [
+        Outcome(row.item, OutcomeStatus(row.state), None, ItemError(row.error_class, row.message, row.sqlstate), row.attempts)
+        for row in reading.troubled(run, MOST_FAILURES)
+    ]
+
+
+def _due(reading: Reading, run: str, known: set[tuple[int, int]]) -> list[tuple[float, Order]]:
+    now = time.monotonic()
+    return [
+        (now + row.due_in_s, Order(row.no, row.pos, [row.item], attempt=row.attempts + 1, base=row.base, retry=True, alone=True))
+        for row in reading.due(run, DUE_PAGE, list(known))
+    ]
