@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
@@ -23,7 +23,7 @@ from batchrun.calls import Call, check
 from batchrun.database.connecting import check_reachable
 from batchrun.database.engines import EngineSpec, control_engine, source_engine, spec_of
 from batchrun.errors import BatchrunError, ConfigError
-from batchrun.events import Observer
+from batchrun.events import Notice, Observer
 from batchrun.items import Outcome
 from batchrun.jobs import Job, job_of
 from batchrun.ledger import schema as ledger_schema
@@ -68,7 +68,7 @@ def run_parallel(
     database: Any = None,
     *,
     params: Mapping[str, Any] | None = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
     threads: int = 1,
     transaction: str = "item",
     batched: bool = False,
@@ -97,7 +97,8 @@ def run_parallel(
     database: a URL, a ``sqlalchemy.URL``, an Engine (only its URL and options are read), a callable that makes an Engine
         in the worker, or None for no session.
     params: the job's parameters, checked against the signatures.
-    workers: processes; None = the cores this process may use; 0 = inline, for a debugger.
+    workers: processes; None or "auto" = the cores this process may use, fewer where PostgreSQL has fewer connections to
+        give; a number that does not fit is refused; 0 = inline, for a debugger.
     threads: chunks at once in each worker, for work that waits on something else than Python.
     transaction: "item", "chunk" (one transaction for the items of a chunk, several times faster) or "none".
     batched: the task takes a list of items. If it returns a list as long, each item has its own value.
@@ -132,7 +133,7 @@ def iter_parallel(
     database: Any = None,
     *,
     params: Mapping[str, Any] | None = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
     threads: int = 1,
     transaction: str = "item",
     batched: bool = False,
@@ -343,7 +344,7 @@ def resume_job(
     given_params: of config.toml and the command line. said: those of them that the command line names; one that
     differs from the run's raises RunChanged, or holds from now on with ``accept_changes``.
     """
-    with open_reading(place) as reading:
+    with open_reading(place, observers) as reading:
         stored = dict(reading.record(run).params)
     params = restore_params(job, stored, given_params or {}, said=said, accept_changes=accept_changes)
     return _carry_out(
@@ -367,11 +368,19 @@ def _carry_out(call: Call, progress: bool | None = False) -> Report:
     return keep[0]
 
 
-def open_reading(place: Place) -> AbstractContextManager[Reading]:
-    """Look into the ledger of a place. One that does not exist yet reads as empty. Raises DatabaseError."""
+def open_reading(place: Place, observers: Sequence[Observer] = ()) -> AbstractContextManager[Reading]:
+    """Look into the ledger of a place. One that does not exist yet reads as empty. Raises DatabaseError.
+
+    observers: told when the server has no free connection, which is then waited for.
+    """
+
+    def tell(said: str) -> None:
+        for observer in observers:
+            observer(Notice("WARNING", said))
+
     spec = place.ledger_spec() or place.spec()
     engine = control_engine(spec, application_name="batchrun-reader")
-    check_reachable(engine)
+    check_reachable(engine, tell=tell if observers else None)
     return read_ledger(engine, place.schema)
 
 

@@ -10,7 +10,6 @@ plan      open chunks, waiting retries, the reader behind the frontier, the exec
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,6 +24,7 @@ from batchrun.books import AnonymousBook, DurableBook
 from batchrun.calls import Call, check
 from batchrun.chunks import Feed
 from batchrun.codec import dump
+from batchrun.database.budget import limits_of, merged
 from batchrun.database.connecting import check_reachable, takes_writes
 from batchrun.database.engines import EngineSpec, control_engine, source_engine
 from batchrun.database.failures import is_driver_error
@@ -32,7 +32,7 @@ from batchrun.database.runfolder import AliveLock
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.database.urls import passwords_in
 from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
-from batchrun.events import RunOpened
+from batchrun.events import Event, Notice, RunOpened
 from batchrun.heartbeat import Heartbeat
 from batchrun.ledger import liveness, schema
 from batchrun.ledger.owner import NewRun, Owner
@@ -41,10 +41,11 @@ from batchrun.loading import code_fingerprint, run_items
 from batchrun.options import OPTION_NAMES, FailureLimit
 from batchrun.outages import insistently, read_only_server
 from batchrun.parameters import dump_params, split_call
-from batchrun.planning import put_together, run_folder_of
+from batchrun.planning import put_together, run_folder_of, worker_databases
 from batchrun.resuming import check_changes, earlier_failures, pick_up
 from batchrun.runner import RunPlan
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
+from batchrun.seating import Held, seat
 from batchrun.sources.coerce import as_source
 from batchrun.sources.source import Source, SourceContext
 
@@ -71,6 +72,7 @@ class _Opening:
         self._run = call.run or new_run_id()
         self._reading: Reading | None = None
         self._writes = not call.options.read_only
+        self._held: list[Held] = []
 
     def plan(self) -> RunPlan | Report:
         call = self._call
@@ -94,12 +96,24 @@ class _Opening:
         engine = make(spec, application_name=f"batchrun-{role}:{self._run[:8]}:{self._call.job.name}")
         self._call.redact.add(*passwords_in(engine.url))  # a factory's are not known before
         self._stack.callback(engine.dispose)
-        check_reachable(engine)
+        check_reachable(engine, tell=lambda said: self._tell(Notice("WARNING", said)), numbers=self._numbers)
         writes = takes_writes(engine)
         if make is control_engine and not writes:
             raise read_only_server()
         self._writes = self._writes and writes
+        working, books = worker_databases(self._call)
+        needed = working if role == "source" else books
+        self._held.append(Held(engine, threads=int(needed is not None and needed is spec)))
         return engine
+
+    def _numbers(self) -> str:
+        """What an engine that is connected already says about the connections of its server."""
+        limits = [limit for held in self._held for limit in limits_of(held.engine, self._run, threads=held.threads) or ()]
+        return "\n".join(f"  {limit.state}" for limit in merged(limits))
+
+    def _tell(self, event: Event) -> None:
+        for observer in self._call.observers:
+            observer(event)
 
     # Which run.
 
@@ -231,9 +245,8 @@ class _Opening:
         bound = source.bound(context)
         total = source.total(context, bound)
         feed = Feed(source.read(context, None, bound), limit=call.options.limit, total=total)
-        plan = put_together(
-            call, self._run, self._workers(feed.total), AnonymousBook(self._run), feed, Counts(), None, self._writes
-        )
+        workers = seat(call, self._run, self._held, total, self._tell)
+        plan = put_together(call, self._run, workers, AnonymousBook(self._run), feed, Counts(), None, writes=self._writes)
         self._announce(plan, resumed=False)
         return plan
 
@@ -247,10 +260,14 @@ class _Opening:
         if stored is None:
             if call.fresh:
                 self._refuse_second()  # before waiting for a turn to write, which a hanging item of the other may hold
-            stored = self._create(owner, source, context, fingerprint)
+            bound = insistently(lambda: source.bound(context))
+            total = insistently(lambda: source.total(context, bound))
+            workers = seat(call, self._run, self._held, total, self._tell)  # before there is a row that says "running"
+            stored = self._create(owner, workers, fingerprint, bound, total)
             resumed = False
         else:
             check_changes(call, stored, fingerprint)
+            workers = seat(call, stored.id, self._held, stored.total, self._tell)
             self._take_over(owner, stored, fingerprint)
             resumed = True
         run = stored.id
@@ -258,9 +275,7 @@ class _Opening:
         options = replace(call.options, limit=stored.options.get("limit"))
         reader = None if stored.sealed else source.read(context, stored.cursor, stored.bound)
         feed = Feed(reader, limit=options.limit, total=stored.total, taken=counts.planned)
-        plan = put_together(
-            call, self._run, self._workers(feed.total), DurableBook(owner, reading), feed, counts, owner, self._writes
-        )
+        plan = put_together(call, self._run, workers, DurableBook(owner, reading), feed, counts, owner, writes=self._writes)
         plan.next_no = stored.next_no
         plan.counts_anew = stored.status is RunStatus.HALTED
         if resumed:
@@ -276,15 +291,13 @@ class _Opening:
             self._stack.callback(heartbeat.stop)
             heartbeat.start()
 
-    def _create(self, owner: Owner, source: Source, context: SourceContext, fingerprint: dict[str, str]) -> StoredRun:
+    def _create(self, owner: Owner, workers: int, fingerprint: dict[str, str], bound: Any, total: int | None) -> StoredRun:
         call, reading = self._call, self._reading
         assert reading is not None
-        bound = insistently(lambda: source.bound(context))
         new = NewRun(
             id=self._run, job=call.job.name, name=call.name, fingerprint=json.dumps(fingerprint), params=self._params_text(),
-            options=self._options_text(), guarantee=call.guarantee, workers=self._workers(None),
-            bound=None if bound is None else dump(bound),
-            total=insistently(lambda: source.total(context, bound)),
+            options=self._options_text(), guarantee=call.guarantee, workers=workers,
+            bound=None if bound is None else dump(bound), total=total,
         )  # fmt: skip
         insistently(lambda: owner.create(new, self._refuse_second if call.fresh else None))
         made: StoredRun | None = insistently(lambda: reading.stored(self._run))
@@ -302,17 +315,8 @@ class _Opening:
             options = json.dumps(dict(stored.options))
             insistently(lambda: owner.accept(json.dumps(fingerprint), options))
 
-    def _workers(self, total: int | None) -> int:
-        wanted = self._call.options.workers
-        if wanted is None:
-            usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            wanted = max(1, usable)
-        return wanted if total is None or wanted == 0 else max(1, min(wanted, total))
-
     def _announce(self, plan: RunPlan, *, resumed: bool) -> None:
-        opened = RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed)
-        for observer in plan.observers:
-            observer(opened)
+        self._tell(RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed))
 
 
 def _shown(value: Any) -> Any:

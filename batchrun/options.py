@@ -6,7 +6,7 @@ import difflib
 import zoneinfo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from batchrun.durations import seconds
 from batchrun.errors import ConfigError
@@ -33,7 +33,8 @@ class FailureLimit:
 class RunOptions:
     """How a run is carried out. Durations are seconds.
 
-    workers: processes; None = the cores this process may use; 0 = inline, in this very process, for a debugger.
+    workers: processes; None or "auto" = the cores this process may use, or as many as there are free connections;
+        0 = inline, in this very process, for a debugger.
     threads: chunks at once in each worker, for work that waits; 1, because most work is bound by Python.
     transaction: "item" = one transaction an item; "chunk" = one for all the items of a chunk, several times
         faster; "none" = the task gets no session.
@@ -50,7 +51,7 @@ class RunOptions:
     idempotent: with transaction="none", an item that was cut off may run again instead of becoming unknown.
     """
 
-    workers: int | None = None
+    workers: int | Literal["auto"] | None = None
     threads: int = 1
     transaction: str = "item"
     batched: bool = False
@@ -116,6 +117,10 @@ def _whole(low: int, high: int, example: str) -> Callable[[object], int]:
     return check
 
 
+def _workers(value: object) -> int | str:
+    return value if isinstance(value, str) and value == "auto" else _count_of_workers(value)
+
+
 def _or_none(check: Callable[[object], Any]) -> Callable[[object], Any]:
     return lambda value: None if value is None else check(value)
 
@@ -170,8 +175,10 @@ def failure_limit(value: object) -> FailureLimit:
     return FailureLimit(percent=percent)
 
 
+_count_of_workers = _whole(0, MAX_WORKERS, "4 (0 runs inline), or 'auto'")
+
 _CHECKS: dict[str, Callable[[object], Any]] = {
-    "workers": _or_none(_whole(0, MAX_WORKERS, "4 (0 runs inline)")),
+    "workers": _or_none(_workers),
     "threads": _whole(1, 1000, "8"),
     "transaction": _one_of(*TRANSACTIONS),
     "batched": _flag,

@@ -24,7 +24,7 @@ from batchrun.tasks import task_shape
 
 
 def put_together(
-    call: Call, run: str, workers: int, book: Book, feed: Feed, counts: Counts, owner: Owner | None, writes: bool
+    call: Call, run: str, workers: int, book: Book, feed: Feed, counts: Counts, owner: Owner | None, *, writes: bool
 ) -> RunPlan:
     """The plan of a run of ``workers`` processes; 0 = inline. writes: the server takes writes, and the run may write."""
     work = _work(call, run, owner, writes)

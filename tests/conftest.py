@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.postgres import LOCKED_PASSWORD, LOCKED_USER, Postgres, Server, connect
-from tests.support import leaks
+from tests.support import leaks, pgbouncer
 from tests.support.databases import Clones
+from tests.support.pgbouncer import PgBouncer
 
 _servers: list[Postgres] = []
 
@@ -20,6 +22,12 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     return "leaks: every process below this one" if leaks.SEES_ALL else "leaks: only direct children, since there is no /proc"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The suite's very last line says what it could not look at."""
+    if pgbouncer.PROGRAM is None and not hasattr(config, "workerinput"):
+        config.get_terminal_writer().line(pgbouncer.MISSING)
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +85,22 @@ def psycopg_url(pg_url: str) -> str:
 def wrong_password_url(own_postgres: Server) -> str:
     """A URL the server refuses: the role must give its password, and this is not it."""
     return own_postgres.url(user=LOCKED_USER, password=f"not-{LOCKED_PASSWORD}")
+
+
+@pytest.fixture
+def bouncer(clones: Clones, pg_database: str) -> Iterator[Callable[..., PgBouncer]]:
+    """Starts a pgbouncer over the test's server: ``bouncer("transaction", size=4)``."""
+    if pgbouncer.PROGRAM is None:
+        pytest.skip(pgbouncer.MISSING)
+    with ExitStack() as stack:
+
+        def start(mode: str = "transaction", *, size: int = 4) -> PgBouncer:
+            made = PgBouncer(clones.server.url(), mode, size)
+            stack.callback(made.close)
+            made.start(pg_database)
+            return made
+
+        yield start
 
 
 @pytest.fixture

@@ -51,8 +51,8 @@ WorkersOption = Annotated[
     typer.Option(
         "--workers",
         "-j",
-        metavar="N",
-        help="Worker processes. 0: inline, for a debugger. Default: the cores this process may use.",
+        metavar="N|auto",
+        help="Worker processes. 0: inline, for a debugger. auto, the default: the cores, or as many as connections are free.",
     ),
 ]
 ThreadsOption = Annotated[
@@ -231,7 +231,7 @@ def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept
     call, settings = session.call, session.settings
     run = arguments.pop(0) if arguments and "=" not in arguments[0] else None
     place = call.place(settings)
-    record = _record(place, run, retried)
+    record = _record(session, place, run, retried)
     if record is None or (nothing := _nothing_to_do(record, retried, call.command)):
         call.out.say("Nothing to do: there is no unfinished run." if record is None else nothing)
         return None
@@ -247,10 +247,10 @@ def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept
     )  # fmt: skip
 
 
-def _record(place: Any, run: str | None, retried: bool) -> RunRecord | None:
+def _record(session: Session, place: Any, run: str | None, retried: bool) -> RunRecord | None:
     from batchrun.api import open_reading
 
-    with open_reading(place) as reading:
+    with open_reading(place, session.observers) as reading:
         found = reading.find(run) if run is not None or retried else reading.newest_unfinished()
         return None if found is None else reading.record(found)
 

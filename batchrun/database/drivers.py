@@ -30,10 +30,11 @@ class Driver(Protocol):
 
     name: str
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
         """Put a fresh connection into driver autocommit and set what lasts for the session.
 
-        wait_s: how long a SQLite connection waits for another's lock; 0 = not at all.
+        wait_s: how long a SQLite connection waits for another's lock; 0 = not at all. pooled: the session is a
+        pooler's, who gives it to others in between, so nothing is set.
         """
 
     def is_prepared(self, raw: Any) -> bool:
@@ -53,8 +54,16 @@ class Driver(Protocol):
     def backend_pid(self, raw: Any) -> int | None:
         """The server's process behind a fresh connection; None where there is none."""
 
+    def settle_pooler(self, raw: Any) -> bool:
+        """Does a fresh connection lead through a pooler? If so, the driver leaves nothing in its sessions from now on."""
 
-def _postgres_set_up(version: int, read_only: bool) -> list[str]:
+
+_PID = "SELECT pg_backend_pid()"
+
+
+def _postgres_set_up(version: int, read_only: bool, pooled: bool) -> list[str]:
+    if pooled:
+        return []
     statements = ["SET default_transaction_read_only = on"] if read_only else []
     if version >= 140000:  # a killed worker's backend otherwise runs its statement to the end
         statements.append("SET client_connection_check_interval = 500")
@@ -66,10 +75,10 @@ class Psycopg2:
 
     name = "psycopg2"
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
         raw.rollback()
         raw.autocommit = True
-        if statements := _postgres_set_up(raw.server_version, read_only):
+        if statements := _postgres_set_up(raw.server_version, read_only, pooled):
             self.send(raw, statements)
 
     def is_prepared(self, raw: Any) -> bool:
@@ -92,16 +101,24 @@ class Psycopg2:
     def backend_pid(self, raw: Any) -> int | None:
         return int(raw.info.backend_pid)
 
+    def settle_pooler(self, raw: Any) -> bool:
+        mode, raw.autocommit = raw.autocommit, True
+        with raw.cursor() as cursor:
+            cursor.execute(_PID)
+            answered = cursor.fetchone()[0]
+        raw.autocommit = mode
+        return bool(answered != self.backend_pid(raw))
+
 
 class Psycopg:
     """psycopg 3: a client-side cursor sends several statements in one simple-query message."""
 
     name = "psycopg"
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
         raw.rollback()
         raw.autocommit = True
-        if statements := _postgres_set_up(raw.info.server_version, read_only):
+        if statements := _postgres_set_up(raw.info.server_version, read_only, pooled):
             self.send(raw, statements)
 
     def is_prepared(self, raw: Any) -> bool:
@@ -128,13 +145,22 @@ class Psycopg:
     def backend_pid(self, raw: Any) -> int | None:
         return int(raw.info.backend_pid)
 
+    def settle_pooler(self, raw: Any) -> bool:
+        mode, raw.autocommit = raw.autocommit, True
+        answered = raw.pgconn.exec_(_PID.encode()).get_value(0, 0)  # below cursors, whose rows the user's engine may shape
+        raw.autocommit = mode
+        pooled = answered is not None and int(answered) != self.backend_pid(raw)
+        if pooled:
+            raw.prepare_threshold = None
+        return pooled
+
 
 class Sqlite:
     """The standard library's sqlite3. Local, so several statements are several calls."""
 
     name = "pysqlite"
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
         raw.isolation_level = None
         cursor = raw.cursor()
         try:
@@ -168,6 +194,9 @@ class Sqlite:
 
     def backend_pid(self, raw: Any) -> int | None:
         return None
+
+    def settle_pooler(self, raw: Any) -> bool:
+        return False
 
 
 def _write_ahead(cursor: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.pool import NullPool, QueuePool
 
+from batchrun.database import pooler
 from batchrun.database.drivers import Driver, driver_named
 from batchrun.database.gate import Gate, install
 from batchrun.database.turnstile import Turnstile
@@ -137,15 +138,15 @@ def worker_engine(
     """Build the engine of one worker, gates installed. Connects to nothing yet."""
     engine = _build(spec, application_name, pool_size=threads)
     driver = driver_named(engine.dialect.driver)
-    if driver.name == "psycopg2":
-        _server_side_cursors_in_autocommit(engine)
     gates = install(engine, driver, read_only=read_only, wait_s=SQLITE_WAIT_S, turnstile=turnstile)
+    if driver.name == "psycopg2":
+        _server_side_cursors_in_autocommit(engine, gates)
     return WorkerEngine(engine, driver, gates, spec if spec.factory is None else _adopted(engine, spec))
 
 
 def control_engine(spec: EngineSpec, *, application_name: str) -> Engine:
     """The parent's own engine: one connection, plain semantics; on SQLite it never waits for a lock."""
-    engine = _build(spec, application_name, pool_size=2)
+    engine = _build(spec, application_name, pool_size=1, overflow=1)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -160,9 +161,14 @@ def control_engine(spec: EngineSpec, *, application_name: str) -> Engine:
     return engine
 
 
-def _build(spec: EngineSpec, application_name: str, *, pool_size: int) -> Engine:
-    if spec.factory is not None:
-        return _from_factory(spec.factory)
+def _build(spec: EngineSpec, application_name: str, *, pool_size: int, overflow: int = 0) -> Engine:
+    """overflow: connections beyond ``pool_size`` that are closed when they are given back."""
+    engine = _from_factory(spec.factory) if spec.factory else _from_url(spec, application_name, pool_size, overflow)
+    pooler.watch(engine)
+    return engine
+
+
+def _from_url(spec: EngineSpec, application_name: str, pool_size: int, overflow: int) -> Engine:
     assert spec.url is not None
     options = dict(spec.options)
     arguments = dict(options.pop("connect_args", {}))
@@ -171,7 +177,8 @@ def _build(spec: EngineSpec, application_name: str, *, pool_size: int) -> Engine
     else:
         arguments.setdefault("connect_timeout", max(2, round(spec.connect_timeout)))
         arguments["application_name"] = application_name.encode()[:63].decode(errors="ignore")
-    pool = {"poolclass": NullPool} if spec.pool == "null" else {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": 0}
+    queue = {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": overflow}
+    pool = {"poolclass": NullPool} if spec.pool == "null" else queue
     engine = create_engine(spec.url, connect_args=arguments, **pool, **options)
     return engine.execution_options(**spec.execution) if spec.execution else engine
 
@@ -200,12 +207,14 @@ def begin_statement(spec: EngineSpec, dialect_name: str) -> str:
     return f"BEGIN ISOLATION LEVEL {spec.isolation}" if spec.isolation else "BEGIN"
 
 
-def _server_side_cursors_in_autocommit(engine: Engine) -> None:
+def _server_side_cursors_in_autocommit(engine: Engine, gates: Mapping[int, Gate]) -> None:
     """psycopg2 refuses named cursors in driver autocommit unless they are WITH HOLD; ours end with the item anyway."""
     plain: Any = engine.dialect.execution_ctx_cls
 
     class Held(plain):  # type: ignore[misc]
         def create_server_side_cursor(self) -> Any:
+            if gate := gates.get(id(self._dbapi_connection.dbapi_connection)):
+                gate.cursors = True
             return self._dbapi_connection.cursor(f"batchrun_{id(self):x}", withhold=True)
 
     engine.dialect.execution_ctx_cls = Held
@@ -233,8 +242,8 @@ _inherited: list[object] = []
 
 
 def source_engine(spec: EngineSpec, *, application_name: str) -> Engine:
-    """The engine the parent reads its source with, and gives the items function a session of."""
-    engine = _build(spec, application_name, pool_size=2)
+    """The engine the parent reads its source with, and gives the items function a session of: one connection of either."""
+    engine = _build(spec, application_name, pool_size=1, overflow=1)
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")

@@ -108,7 +108,7 @@ _REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", 
              "is not permitted to log in",
              "permission denied", "certificate", "not accept SSL", "unable to open database file", "file is not a database",
              "invalid response to SSL", "invalid integer value", "could not translate host name", "invalid connection option",
-             "invalid sslmode", "root certificate")  # fmt: skip
+             "invalid sslmode", "root certificate", "unsupported startup parameter")  # fmt: skip
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import event
 
 from batchrun.database.drivers import Driver, Status
+from batchrun.database.pooler import AFTER_COMMIT, AFTER_ROLLBACK, is_pooled_record
 from batchrun.database.statements import Effect, effect_of
 
 if TYPE_CHECKING:
@@ -64,10 +65,14 @@ class MarkMissed(BaseException):
 class Gate:
     """The state of one raw connection. One thread uses it at a time."""
 
-    def __init__(self, raw: Any, driver: Driver, turnstile: Turnstile | None) -> None:
+    def __init__(
+        self, raw: Any, driver: Driver, turnstile: Turnstile | None, *, pooled: bool = False, read_only: bool = False
+    ) -> None:
         self.raw = raw
         self.driver = driver
         self._turnstile = turnstile
+        self._pooled = pooled
+        self._by_transaction = pooled and read_only  # a session of one's own would be told once to refuse writes
         self._opening: Sequence[str] = ()
         self._marked = False
         self.on_turn: tuple[Callable[[], None], Callable[[], None]] | None = None
@@ -81,11 +86,14 @@ class Gate:
         self.spoilt = False
         self.went_past = False  # the item's transaction was over before anybody ended it through the gate
         self.leaves = False
+        self.cursors = False  # a cursor was opened that outlives the transaction unless it is closed
 
     def arm(self, opening: Sequence[str], *, marked: bool) -> None:
         """Start an item: ``opening`` begins its transaction, and its last statement is the mark if ``marked``."""
         self._opening, self._marked = opening, marked
-        self._single = not opening
+        if not opening and self._by_transaction:
+            self._opening = ("BEGIN READ ONLY",)
+        self._single = not self._opening
         self.active = True
         self.is_open = self.final = self.committed = self.rolled_back = self.deferred = self.spoilt = self.went_past = False
 
@@ -110,7 +118,8 @@ class Gate:
             status = self.driver.status(self.raw)
             self.went_past = self.went_past or (was_open and status is Status.IDLE)
             if status not in (Status.IDLE, Status.UNKNOWN):
-                self.driver.send(self.raw, ("ROLLBACK",))
+                rest = AFTER_ROLLBACK if self._pooled and self.leaves else ()
+                self.driver.send(self.raw, ("ROLLBACK", *rest))
         finally:
             self._leave()
 
@@ -150,7 +159,7 @@ class Gate:
         elif self.final:
             self._commit()
         else:
-            self.deferred = True
+            self.deferred = not self._by_transaction  # which has nothing that a rollback could split
 
     def do_rollback(self) -> None:
         if self.active and self.deferred and self.is_open:
@@ -162,9 +171,15 @@ class Gate:
     def _commit(self) -> None:
         self.check()
         self.is_open = False
-        self.driver.send(self.raw, ("COMMIT",))
+        self.driver.send(self.raw, ("COMMIT", *self._cleaning()))
         self.committed = True
         self._leave()
+
+    def _cleaning(self) -> Sequence[str]:
+        """Behind a pooler the session goes to somebody else with the COMMIT: leave nothing in it."""
+        if not self._pooled:
+            return ()
+        return AFTER_COMMIT if self.leaves else ("CLOSE ALL",) if self.cursors else ()
 
     def check(self) -> None:
         """Raise the GateError that forbids this item's COMMIT, if any; costs no round trip."""
@@ -196,8 +211,9 @@ def install(
 
     @event.listens_for(engine, "connect")
     def connected(raw: Any, record: Any) -> None:
-        driver.prepare(raw, read_only=read_only, wait_s=wait_s)
-        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None)
+        pooled = is_pooled_record(record)
+        driver.prepare(raw, read_only=read_only, wait_s=wait_s, pooled=pooled)
+        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None, pooled=pooled, read_only=read_only)
 
     @event.listens_for(engine, "close")
     def closed(raw: Any, record: Any) -> None:

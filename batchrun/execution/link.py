@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from batchrun.database.engines import WorkerEngine, begin_statement
 from batchrun.database.failures import Meaning, is_refusal, message_of
 from batchrun.database.gate import Gate
+from batchrun.database.pooler import is_pooled
 from batchrun.execution.patience import Patience, Stopping
 from batchrun.execution.voice import Voice
 
@@ -89,7 +90,7 @@ class Link:
         self._held = held
         self._gate = self._engine.gates[id(raw)]
         self._gate.on_turn = (self._voice.waiting, self._voice.began)
-        self._pid = self.driver.backend_pid(raw)
+        self._pid = None if is_pooled(held) else self.driver.backend_pid(raw)  # a pooler's number is nobody's
         return self._gate
 
     def _is_unfit(self, raw: Any) -> bool:

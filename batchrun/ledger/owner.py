@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from batchrun.codec import dump
 from batchrun.database.failures import READ_ONLY_STATE, Meaning, is_away, meaning_of, message_of, sqlstate_of
+from batchrun.database.pooler import is_pooled
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.errors import AlreadyRunning
 from batchrun.items import ItemError
@@ -30,6 +31,9 @@ from batchrun.ledger.marks import Fenced, Spot
 from batchrun.ledger.reading import now_expression
 from batchrun.ledger.schema import Tables
 from batchrun.runs import RunStatus
+
+_STUCK = "xact_start < clock_timestamp() - interval '1 second'"
+"""A worker that lives may be about to commit, and its session to serve the pooler's next client: give it that time."""
 
 FENCED = "Run {} was taken over by {}; this process has stopped and written nothing more."
 
@@ -213,9 +217,8 @@ class Owner:
         if self.engine.dialect.name != "postgresql":
             return 0
         mine = f"batchrun:{self.run[:8]}:{self.epoch}:%"
-        return self._terminate(
-            "application_name LIKE %(all)s AND application_name NOT LIKE %(mine)s", f"batchrun:{self.run[:8]}:%", mine
-        )
+        where = "application_name LIKE %(all)s AND application_name NOT LIKE %(mine)s"
+        return self._terminate(where, f"batchrun:{self.run[:8]}:%", mine, f"AND {_STUCK}")
 
     def end_sessions_of(self, worker: int) -> int:
         """PostgreSQL: end what a dead worker left on the server, so that its locks go at once."""
@@ -223,13 +226,26 @@ class Owner:
             return 0
         return self._terminate("application_name LIKE %(all)s", f"batchrun:{self.run[:8]}:{self.epoch}:{worker}:%", "")
 
-    def _terminate(self, where: str, every: str, mine: str) -> int:
+    def _terminate(self, where: str, every: str, mine: str, pooled: str = "") -> int:
+        """pooled: what else must hold behind a pooler, where a session may bear our name and serve somebody else."""
         statement = (
-            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() "
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity AS session WHERE datname = current_database() "
             f"AND usename = current_user AND pid <> pg_backend_pid() AND {where}"
         )
         with self.writing() as connection:
+            if is_pooled(connection):
+                statement += f" AND {self._holds_a_mark()} {pooled}"
             return int(connection.exec_driver_sql(statement, {"all": every, "mine": mine}).scalar_one())
+
+    def _holds_a_mark(self) -> str:
+        """Is the session in a transaction that took a mark? Only a worker's is, and none that lies idle in a pool."""
+        named = self.engine.dialect.identifier_preparer.format_table
+        names = [named(table).replace("'", "''") for table in (self.tables.chunk, self.tables.item)]
+        tables = ", ".join(f"'{name}'::regclass" for name in names)
+        return (
+            "EXISTS (SELECT FROM pg_locks AS held WHERE held.pid = session.pid AND held.granted "
+            f"AND held.mode = 'RowExclusiveLock' AND held.relation IN ({tables}))"
+        )
 
     def adopt(self, *, cut_off: str) -> list[OpenChunk]:
         """Put everything that is open under the new epoch; waits for zombies, so what it returns is the truth.

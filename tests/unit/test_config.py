@@ -159,7 +159,9 @@ def test_an_error_in_the_file_has_line_column_and_advice(load: Load, text: str, 
 @pytest.mark.parametrize("value", ["-1", '"4"', "true", "2.5", "1000000000"])
 def test_wrong_workers_name_the_range_and_an_example(load: Load, value: str) -> None:
     shown = repr(tomllib.loads(f"v = {value}")["v"])
-    expected = f"config.toml:2:1: run.workers: {shown} is not a whole number from 0 to 1,024, such as 4 (0 runs inline)"
+    expected = (
+        f"config.toml:2:1: run.workers: {shown} is not a whole number from 0 to 1,024, such as 4 (0 runs inline), or 'auto'"
+    )
     assert refusal(load, f"[run]\nworkers = {value}") == expected
 
 

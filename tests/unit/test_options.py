@@ -58,7 +58,9 @@ def test_any_duration_can_be_shown(duration_s: float) -> None:
 def test_workers_out_of_range_name_the_range_and_an_example(value: object) -> None:
     with pytest.raises(ConfigError) as caught:
         with_options(RunOptions(), {"workers": value}, where="--")
-    assert str(caught.value) == f"--workers: {value!r} is not a whole number from 0 to 1,024, such as 4 (0 runs inline)"
+    assert (
+        str(caught.value) == f"--workers: {value!r} is not a whole number from 0 to 1,024, such as 4 (0 runs inline), or 'auto'"
+    )
 
 
 @pytest.mark.parametrize("value", [0, -5, "0s"])
