@@ -143,10 +143,10 @@ def test_control_without_the_budget_workers_start_and_wait_in_vain(
     role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("batchrun.opening.seat", lambda *_: 2)
-    role.limit(3)
-    told = Told(then=lambda: role.raise_limit(-1))  # or the worker that got no connection would hold its items for ever
+    role.limit(2)
+    told = Told(then=lambda: role.raise_limit(-1))  # or the workers, which get no connection, would wait for ever
     start(role.url, told, tmp_path, workers=2)
-    assert any("too many connections for role" in notice for notice in told.notices)
+    assert any("too many connections for role" in notice for notice in told.notices), told.notices
 
 
 def test_not_even_one_worker_fits(role: Role, tmp_path: Path) -> None:
