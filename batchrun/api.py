@@ -87,6 +87,8 @@ def run_parallel(
     executor: str = "local",
     ledger: Any = None,
     accept_changes: bool = False,
+    max_items_per_worker: int | None = None,
+    max_worker_growth: int | str | None = None,
     _given: tuple[str, ...] = (),
 ) -> Report:
     """Run ``task`` over ``items`` in parallel worker processes, each item in a Session and transaction of its own.
@@ -117,6 +119,8 @@ def run_parallel(
     executor: "local", the only one.
     ledger: where the run is recorded if not in ``database``; the guarantee is then at-least-once.
     accept_changes: go on with a named run although code, parameters or input changed.
+    max_items_per_worker: a worker that has had so many items is replaced; None = never.
+    max_worker_growth: bytes or "200MB"; a worker whose memory grew more than that since its start is replaced.
 
     Returns a Report, also when items failed. Raises only when it cannot run: ConfigError, JobError, DatabaseError,
     RunChanged, AlreadyRunning. KeyboardInterrupt is raised again after a clean stop.
@@ -152,6 +156,8 @@ def iter_parallel(
     executor: str = "local",
     ledger: Any = None,
     accept_changes: bool = False,
+    max_items_per_worker: int | None = None,
+    max_worker_growth: int | str | None = None,
     _given: tuple[str, ...] = (),
 ) -> Iterator[Outcome]:
     """Yield an Outcome for each item as it is settled, in no particular order. The arguments are ``run_parallel``'s.

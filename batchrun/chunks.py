@@ -21,8 +21,10 @@ SMOOTHING = 0.3
 class ChunkSizer:
     """Adapts the size of chunks to what items take, by a moving average."""
 
-    def __init__(self, workers: int, *, has_database: bool, batched: bool = False) -> None:
-        self._most = MAX_ITEMS if has_database else MAX_ITEMS_WITHOUT_DATABASE
+    def __init__(self, workers: int, *, has_database: bool, batched: bool = False, most: int | None = None) -> None:
+        """most: items a chunk may have, if fewer than usual."""
+        usual = MAX_ITEMS if has_database else MAX_ITEMS_WITHOUT_DATABASE
+        self._most = usual if most is None else min(usual, most)
         self._growth = 1.2 if has_database and not batched else 2.0
         self._lanes = max(1, workers) * 2
         self._per_item_s: float | None = None

@@ -29,13 +29,17 @@ RUN_OPTIONS = (
     "grace",
     "max_failures",
     "read_only",
+    "max_items_per_worker",
+    "max_worker_growth",
 )
 """The options of a run that config.toml may set; the others describe the code (``batched``) or one call (``limit``)."""
 
-NULLABLE = frozenset({"workers", "timeout", "max_failures", "keep_days", "schedule", "timezone"})
+NULLABLE = frozenset(
+    {"workers", "timeout", "max_failures", "keep_days", "schedule", "timezone", "max_items_per_worker", "max_worker_growth"}
+)
 """Keys that take the text "none", since TOML has no null: what a lower layer set is undone."""
 
-WHOLE_NUMBERS = frozenset({"workers", "threads", "retries", "keep_days"})
+WHOLE_NUMBERS = frozenset({"workers", "threads", "retries", "keep_days", "max_items_per_worker", "max_worker_growth"})
 FLAGS = frozenset({"read_only", "enabled"})
 
 
@@ -177,6 +181,8 @@ class RunTable(_Table):
     grace: Any = None
     max_failures: Any = None
     read_only: Any = None
+    max_items_per_worker: Any = None
+    max_worker_growth: Any = None
     on_unfinished: Any = None
     checks: ClassVar[Mapping[str, Check]] = {
         **{name: _option(name) for name in RUN_OPTIONS},

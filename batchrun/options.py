@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import zoneinfo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -48,6 +49,10 @@ class RunOptions:
     max_failures: halt beyond this; None = never.
     start_method: None = forkserver where there is one, else spawn; "fork" on request.
     limit: at most this many items are planned; None = all.
+    max_items_per_worker: a worker that has had so many is replaced by a new one; None = never. For code that leaks
+        something else than memory.
+    max_worker_growth: bytes of resident memory over the worker's own baseline; one that has grown more is replaced
+        when its running chunk ends. None = never, because most growth ends by itself.
     idempotent: with transaction="none", an item that was cut off may run again instead of becoming unknown.
     """
 
@@ -65,6 +70,8 @@ class RunOptions:
     start_method: str | None = None
     limit: int | None = None
     idempotent: bool = False
+    max_items_per_worker: int | None = None
+    max_worker_growth: int | None = None
 
 
 OPTION_NAMES = tuple(f.name for f in fields(RunOptions))
@@ -176,6 +183,21 @@ def failure_limit(value: object) -> FailureLimit:
 
 
 _count_of_workers = _whole(0, MAX_WORKERS, "4 (0 runs inline), or 'auto'")
+_SIZE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?b|b|)\s*", re.ASCII | re.IGNORECASE)
+
+
+def memory_size(value: object) -> int:
+    """Read bytes, ``"200MB"`` or ``"1.5GiB"``. Raises ValueError for anything else."""
+    found = 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        found = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value)):
+        found = int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
+    if found < 1:
+        raise ValueError(f"{value!r} is no size of memory; write bytes or a text such as 200000000, '200MB' or '1GiB'")
+    return found
+
 
 _CHECKS: dict[str, Callable[[object], Any]] = {
     "workers": _or_none(_workers),
@@ -192,6 +214,8 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "start_method": _or_none(_one_of(*START_METHODS)),
     "limit": _or_none(_whole(0, 10**12, "1000")),
     "idempotent": _flag,
+    "max_items_per_worker": _or_none(_whole(1, 10**12, "10000")),
+    "max_worker_growth": _or_none(memory_size),
 }
 
 

@@ -34,7 +34,7 @@ def put_together(
     else:
         told = {"captures_output": call.captures_output, "may_use_sqlite": work.may_use_sqlite}
         launcher = Launcher(call.options.start_method, call.job.folder, pack_work(work), **told)
-        executor = LocalPool(launcher, workers, call.options.threads)
+        executor = LocalPool(launcher, workers, call.options)
     return RunPlan(
         job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
         feed=feed,

@@ -57,6 +57,7 @@ class Executor(Protocol):
     def resend(self, worker: int, order: Order) -> None: ...
     def wait(self, timeout_s: float) -> Iterator[Heard | Died]: ...
     def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]: ...
+    def locate(self, worker: Worker, order: Order) -> str | None: ...
     def kill(self, worker: Worker) -> None: ...
     def stop(self) -> None: ...
     def leave(self) -> bool: ...
@@ -112,8 +113,9 @@ class Runner:
         self._plan = plan
         self._book, self._feed, self._executor = plan.book, plan.feed, plan.executor
         self._sizer = ChunkSizer(
-            plan.workers * plan.options.threads, has_database=plan.has_database, batched=plan.options.batched
-        )
+            plan.workers * plan.options.threads, has_database=plan.has_database, batched=plan.options.batched,
+            most=plan.options.max_items_per_worker,
+        )  # fmt: skip
         self._ready: deque[Order] = deque(plan.open_orders)
         self._sequence = itertools.count()
         self._waiting: list[tuple[float, int, Order]] = []
@@ -297,6 +299,9 @@ class Runner:
             self._ended.append(order.no)
 
     def _say(self, said: Said) -> None:
+        if said.level == "NOTICE":
+            self._emit(Notice("INFO", said.text))
+            return
         if said.level != "WARNING":
             self._emit(TaskOutput(said.text, said.level))
             return
@@ -309,8 +314,14 @@ class Runner:
         options = self._plan.options
         if options.timeout is None:
             return
+        for worker, order in self._executor.overdue(options.timeout + options.kill_after / 2):
+            self._executor.locate(worker, order)  # asks; a task that heeds its limit has had its chance by now
         for worker, order in self._executor.overdue(options.timeout + options.kill_after):
-            order.timed_out = True
+            found = self._executor.locate(worker, order)
+            if found is None and order.late_at is None:
+                continue  # asked only now, because kill_after is short: it answers within the next turns of the loop
+            if order.late_at is None:
+                order.late_at, order.found = order.reached, found or ""
             self._executor.kill(worker)
 
     # Bury: bill what died, replace it.

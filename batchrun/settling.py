@@ -96,12 +96,12 @@ class Settling:
         else:
             self.settle(item, OutcomeStatus(trouble.state), trouble.error, order.attempt)
 
-    def retry(self, order: Order, offset: int, after_s: float) -> None:
-        """An item is to be tried again. It waits here and holds no worker."""
+    def retry(self, order: Order, offset: int, after_s: float, *, deaths: int = 0) -> None:
+        """An item is to be tried again. It waits here and holds no worker. deaths: of its workers, so far."""
         self._plan.counts.retries += 1
         again = Order(
             order.no, order.pos + offset, [order.items[offset]], order.index + offset, order.attempt + 1, order.base,
-            retry=self._plan.book.durable, alone=True,
+            retry=self._plan.book.durable, alone=True, deaths=deaths,
         )  # fmt: skip
         self._wait_for_retry(again, after_s)
 

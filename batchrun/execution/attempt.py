@@ -19,10 +19,11 @@ from batchrun.codec import Unstorable
 from batchrun.database.engines import WorkerEngine
 from batchrun.database.failures import Meaning, meaning_of, message_of, plain_error, sqlstate_of
 from batchrun.database.gate import PAST_THE_SESSION, MarkMissed, PartialCommit
-from batchrun.errors import Retry
+from batchrun.errors import ItemTimeout, Retry
 from batchrun.execution.deadline import Deadline
 from batchrun.execution.link import Link, Refused, Stopping
 from batchrun.execution.orders import pack
+from batchrun.execution.places import CANCELLED, by_lock_timeout, overrun_text
 from batchrun.execution.recording import PAUSE_S, RUN_ENDING, Recorder, Result, Row
 from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
@@ -40,6 +41,11 @@ CONFLICTS_IN_PLACE = 2
 
 WAITED_FOR = frozenset({Meaning.FULL, Meaning.READ_ONLY})
 """What the server cannot do now, and no item is to blame for."""
+
+LOCK_SHARE = 0.9
+"""lock_timeout, as a share of ``timeout``. The server itself then ends an item that waited for a lock from its beginning,
+and says so (55P03), just before our limit would cancel the statement without a word about locks (57014). Such an item has
+had its time: it ends as ItemTimeout. Below that, 55P03 is a lock_timeout or NOWAIT of the task's own, which may pass."""
 
 
 class ItemRunner:
@@ -65,7 +71,9 @@ class ItemRunner:
         self.marks: Marks | None = None
         self.recorder: Recorder | None = None
         self._open_books(pause)
-        self.deadline = Deadline(work.options.timeout, by_signal=not inline and work.options.threads == 1)
+        self.deadline = Deadline(
+            work.options.timeout, by_signal=not inline and work.options.threads == 1, kill_after_s=work.options.kill_after
+        )
         self._state = state
         self.call = work.shape.bind(work.task, work.task_params)
         self._inline = inline
@@ -83,11 +91,19 @@ class ItemRunner:
         self.recorder = Recorder(self.marks, link, pause, read_only=read_only)
 
     def _statement_limits(self) -> list[str]:
-        """SET LOCAL, because anything else would leak through a pooler to the next client."""
+        """SET LOCAL, because anything else would leak through a pooler to the next client.
+
+        They are the net below Deadline, for when this process can do nothing: it hangs in C, is stopped, is gone.
+        """
         if self.work.options.timeout is None or self.link is None or self.link.is_sqlite or self.work.options.read_only:
             return []
         limit = max(1, round(self.work.options.timeout * 1000))
-        return [f"SET LOCAL statement_timeout = {limit}", f"SET LOCAL idle_in_transaction_session_timeout = {limit + 60_000}"]
+        idle = limit + round(self.work.options.kill_after * 1000) + 60_000  # a worker that lives is killed long before
+        return [
+            f"SET LOCAL statement_timeout = {limit}",
+            f"SET LOCAL lock_timeout = {max(1, round(limit * LOCK_SHARE))}",
+            f"SET LOCAL idle_in_transaction_session_timeout = {idle}",
+        ]
 
     def close(self) -> None:
         """Give back its connections."""
@@ -300,6 +316,8 @@ class ItemRunner:
             if context is not None:
                 context.deadline = deadline
             value = self.call(session, given, context)
+            if deadline is not None and session is not None:
+                session.flush()  # what the task left for the end is part of its time
             return self._pack(value, given) if self.work.wants_values else None
 
     def _pack(self, value: Any, given: Any) -> Any:
@@ -330,15 +348,23 @@ class ItemRunner:
 
     def judge(self, error: BaseException, spot: Spot) -> tuple[BaseException, Meaning]:
         """What an error means; an overrun shows as whatever it interrupted, a commit past the session as what came after it."""
-        lost, self._lost, self._opening = self._lost, False, False
-        if self.deadline.expired and not lost:
-            error = self.deadline.error().with_traceback(error.__traceback__)
+        lost, at_mark = self._lost, self._opening
+        self._lost = self._opening = False
+        if not (lost or at_mark) and (self.deadline.expired or self._cut_by_server(error)):
+            said = overrun_text(self.deadline.timeout_s or 0.0, error)
+            error = ItemTimeout(said).with_traceback(error.__traceback__)
             self.deadline.expired = False
         past, self._past = self._past, False
         if past and not isinstance(error, PartialCommit) and self._stands(spot):
             said = f"{PAST_THE_SESSION} Afterwards it raised {type(error).__name__}: {message_of(error, self._redact)}"
             error = PartialCommit(said).with_traceback(error.__traceback__)
         return error, meaning_of(error, is_lost=lost, retry_on=self.work.options.retry_on, writes=self.work.writes)
+
+    def _cut_by_server(self, error: BaseException) -> bool:
+        """Was it our statement_timeout or lock_timeout, which the server counts from the statement on, also in COMMIT?"""
+        if by_lock_timeout(error):
+            return self.deadline.has_run(LOCK_SHARE * 0.99)  # clocks of two machines
+        return sqlstate_of(error) == CANCELLED and self.deadline.has_run(0.99)
 
     def _stands(self, spot: Spot) -> bool:
         """The transaction was over too early: was it committed? SQLite also rolls one back by itself, on an interrupt

@@ -1,8 +1,9 @@
 """Time limits inside a worker: at its deadline an item's statement is cancelled and its task gets an ItemTimeout.
 
     deadline -> the running statement is cancelled on the server, by a thread
-             -> ItemTimeout is raised in the task: by SIGALRM in the main thread, which also ends a sleep,
-                else as an asynchronous exception at the next byte code
+             -> a moment later ItemTimeout is raised in the task: by SIGALRM in the main thread, which also ends a
+                sleep, else as an asynchronous exception at the next byte code
+The moment lets the driver's own error come first: it says what was cancelled, and whether it waited for a lock.
 What heeds neither (a loop in C that holds the interpreter's lock) is killed by the parent, ``kill_after`` later.
 """
 
@@ -23,16 +24,23 @@ if TYPE_CHECKING:
     from batchrun.database.gate import Gate
 
 
+HEAD_START_S = 0.05
+
+
 class Deadline:
     """Guards one thread's items. Its one watching thread sleeps at most a limit at a time, so arming needs no signal."""
 
-    def __init__(self, timeout_s: float | None, *, by_signal: bool) -> None:
+    def __init__(self, timeout_s: float | None, *, by_signal: bool, kill_after_s: float = 1.0) -> None:
         self.timeout_s = timeout_s
+        self._head_start_s = min(HEAD_START_S, kill_after_s / 4)
         self._by_signal = by_signal and threading.current_thread() is threading.main_thread()
         self._armed: tuple[float, Gate | None, int] | None = None
         self._lock = threading.Lock()
+        self._inside: object = None  # what is armed, until its block ends
+        self._ended = threading.Event()
         self._watching = False
         self.expired = False
+        self._began = 0.0
 
     @contextlib.contextmanager
     def guard(self, gate: Gate | None) -> Iterator[float | None]:
@@ -44,11 +52,12 @@ class Deadline:
         if self.timeout_s is None:
             yield None
             return
-        deadline = time.monotonic() + self.timeout_s
-        self._armed = (deadline, gate, threading.get_ident())
+        self._began = time.monotonic()
+        deadline = self._began + self.timeout_s
+        self._armed = self._inside = (deadline, gate, threading.get_ident())
         self._watch()
         try:
-            with self._alarm(self.timeout_s):
+            with self._alarm(self.timeout_s + (self._head_start_s if gate else 0.0)):
                 yield deadline
         finally:
             self._disarm()
@@ -57,6 +66,10 @@ class Deadline:
 
     def error(self) -> ItemTimeout:
         return ItemTimeout(f"The item's time limit of {self.timeout_s:g} s is over.")
+
+    def has_run(self, share: float) -> bool:
+        """Is this share of the limit over since the task began? True also when it has ended and its COMMIT is what runs."""
+        return self.timeout_s is not None and time.monotonic() - self._began >= self.timeout_s * share
 
     def _watch(self) -> None:
         if not self._watching:
@@ -80,15 +93,20 @@ class Deadline:
             self._armed = None
             self.expired = True
             _, gate, thread_id = armed
-            if gate is not None:
-                with contextlib.suppress(Exception):  # nothing was running, or the connection is gone: both are fine
-                    gate.driver.cancel(gate.raw)
-            if not self._by_signal:
+            self._ended.clear()
+            _cancel(gate)
+        if gate is not None:
+            self._ended.wait(self._head_start_s)
+        with self._lock:
+            if self._inside is armed and not self._by_signal:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(ItemTimeout))
 
     def _disarm(self) -> None:
         with self._lock:
-            self._armed = None
+            armed, self._armed, self._inside = self._armed, None, None
+            self._ended.set()
+            if armed is not None and self.expired:  # the signal was faster than the thread: the statement still runs
+                _cancel(armed[1])
             if self.expired and not self._by_signal:  # take back one that has not been delivered yet
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(threading.get_ident()), None)
 
@@ -108,3 +126,9 @@ class Deadline:
     def _raise(self, number: int, frame: FrameType | None) -> None:
         self.expired = True
         raise self.error()
+
+
+def _cancel(gate: Gate | None) -> None:
+    if gate is not None:
+        with contextlib.suppress(Exception):  # nothing was running, or the connection is gone: both are fine
+            gate.driver.cancel(gate.raw)

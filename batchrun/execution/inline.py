@@ -41,7 +41,7 @@ class InlineExecutor:
         self._parts = Parts(self._work, 0)
         try:
             state = self._parts.start()
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # sys.exit() in an initializer is its failure, not the caller's end
             self._heard += [(failure, None)] if (failure := failure_of(error)) else []
             return
         runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._say), inline=True)
@@ -77,6 +77,9 @@ class InlineExecutor:
 
     def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]:
         return []
+
+    def locate(self, worker: Worker, order: Order) -> str | None:
+        return ""
 
     def kill(self, worker: Worker) -> None:
         """There is nobody to kill."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import cloudpickle
 
 from batchrun.codec import Unstorable
+from batchrun.execution.stacks import Hook
 from batchrun.items import Item, ItemError
 
 MAX_VALUE_BYTES = 64 * 1024 * 1024
@@ -32,7 +33,8 @@ class Order:
     for results in order. attempt, base: of the items' next try. retry: one item with a row of its own.
     alone: one item after the other, each with its own mark; a death is then billed. exclusive: nothing else may
     run in the worker meanwhile. deaths: how often its first item has killed a worker (anonymous runs).
-    reached: how many of the items are settled. weight: bytes on the wire. singly: the items must be pickled one by one.
+    reached: how many of the items are settled. late_at: which of them overran its time limit, so that its worker had to
+    be killed; found: what is known about where it was. weight: bytes on the wire. singly: the items must be pickled one by one.
     """
 
     no: int
@@ -48,7 +50,8 @@ class Order:
     reached: int = 0
     singly: bool = False
     id: int = 0
-    timed_out: bool = False
+    late_at: int | None = None
+    found: str = ""
     weight: int = 0
 
     def rest(self, **changes: Any) -> Order:
@@ -92,10 +95,18 @@ class Trouble(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The worker has its engine and its state, and waits for orders. cleans_up: its initializer has a rest to run at the end."""
+    """The worker has its engine and its state, and waits for orders.
+
+    cleans_up: its initializer has a rest to run at the end. hook: how to ask it where it is; None = it cannot be asked.
+    """
 
     pid: int
     cleans_up: bool = False
+    hook: Hook | None = None
+
+
+class Initializing(NamedTuple):
+    """The worker calls its initializer now."""
 
 
 class Settled(NamedTuple):
@@ -108,10 +119,14 @@ class Settled(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The order is over; what it did not settle was not begun. busy_s: seconds it took."""
+    """The order is over; what it did not settle was not begun.
+
+    busy_s: seconds it took. memory: the worker's resident bytes; 0 where nobody wants to know.
+    """
 
     order: int
     busy_s: float
+    memory: int = 0
 
 
 class Unreadable(NamedTuple):
@@ -142,7 +157,7 @@ class Failed(NamedTuple):
 
 
 class Said(NamedTuple):
-    """Text a task or a logger wrote, or a notice of the worker's own."""
+    """Text a task or a logger wrote, or a notice of the worker's own (WARNING) or the pool's (NOTICE)."""
 
     level: str
     text: str
@@ -154,7 +169,7 @@ class Away(NamedTuple):
     why: str
 
 
-Message = Ready | Settled | Ended | Unreadable | Began | Waiting | Failed | Said | Away
+Message = Ready | Initializing | Settled | Ended | Unreadable | Began | Waiting | Failed | Said | Away
 
 
 class Packed(NamedTuple):
@@ -163,11 +178,8 @@ class Packed(NamedTuple):
     data: bytes
 
 
-@dataclass(slots=True)
 class Stop:
     """Parent to worker: begin no further item. A worker that has none left ends."""
-
-    leave: bool = field(default=False)
 
 
 def pack(value: Any) -> Any:

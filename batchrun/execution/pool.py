@@ -25,13 +25,19 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from batchrun.errors import BatchrunError
-from batchrun.execution.orders import Ended, Message, Order, Ready, Settled, Stop, Waiting, sent
+from batchrun.execution.deaths import OomWatch, likely_cause
+from batchrun.execution.orders import Ended, Initializing, Message, Order, Ready, Said, Settled, Stop, Waiting, sent
 from batchrun.execution.processes import Launcher, Process, worker_pipe
+from batchrun.execution.recycling import Life, Limits
+from batchrun.execution.stacks import Hook, Question
+from batchrun.options import RunOptions
 
 _HEADER = struct.Struct("!i")
 _LONG_HEADER = struct.Struct("!Q")
 _READ_SIZE = 1 << 18
 START_PATIENCE_S = 10.0
+SLOW_START_S = 10.0
+"""A worker that is not ready by then is told about: what hangs there is not ours, and nothing else would show it."""
 QUEUED = 1
 """Orders that wait at a worker beyond those it is running, so that it never idles."""
 
@@ -52,7 +58,8 @@ class Died:
     waiting: of those it had begun, the ones that waited for the database or for a turn to write: no item of theirs was
     running just then, so none is to blame; but items before may be settled, or under way outside the database.
     exitcode: negative = the signal that killed it; None = not known. was_ready: False when it died starting.
-    was_asked: it had been told to stop, and did so before its orders were through.
+    was_asked: it had been told to stop, and did so before its orders were through. cause: what it likely died of.
+    in_vain: workers that died starting since one was ready last. initializing: it died in its initializer.
     """
 
     worker: int
@@ -63,15 +70,24 @@ class Died:
     was_ready: bool
     was_asked: bool = False
     waiting: list[Order] = field(default_factory=list)
+    cause: str = ""
+    in_vain: int = 0
+    initializing: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """One worker process as the parent sees it. clocks: when each running order last showed progress; inf = it waits."""
+    """One worker process as the parent sees it.
+
+    clocks: when each running order last showed progress; inf = it waits. life: what it has had so far. is_full: it gets
+    no further order, and leaves when it has ended those it has. hook, questions: how it is asked where an order is.
+    """
 
     number: int
     process: Process
     connection: Connection
+    life: Life
+    began: float
     outbox: deque[memoryview] = field(default_factory=deque)
     inbox: bytearray = field(default_factory=bytearray)
     orders: dict[int, Order] = field(default_factory=dict)
@@ -80,15 +96,25 @@ class Worker:
     is_leaving: bool = False
     exclusive: bool = False
     cleans_up: bool = False
+    is_full: bool = False
+    is_initializing: bool = False
+    hook: Hook | None = None
+    questions: dict[int, Question] = field(default_factory=dict)
 
 
 class LocalPool:
     """Runs orders in processes of this machine."""
 
-    def __init__(self, launcher: Launcher, workers: int, threads: int) -> None:
+    def __init__(self, launcher: Launcher, workers: int, options: RunOptions) -> None:
         self._launcher = launcher
         self._wanted = workers
-        self._threads = threads
+        self._threads = options.threads
+        self._limits = Limits(options.max_items_per_worker, options.max_worker_growth)
+        self._oom = OomWatch()
+        self._slow_starts: set[Worker] = set()
+        self._in_vain = 0
+        self._notices: list[Heard] = []
+        self._told_growth = False
         self._selector = selectors.DefaultSelector()
         self._pid = os.getpid()
         self._workers: dict[int, Worker] = {}
@@ -126,13 +152,13 @@ class LocalPool:
         return sum(worker.is_ready and not worker.orders for worker in self._workers.values())
 
     def _room_of(self, worker: Worker) -> int:
-        if not worker.is_ready or worker.is_leaving or worker.exclusive:
+        if not worker.is_ready or worker.is_leaving or worker.is_full or worker.exclusive:
             return 0
         return max(0, self._threads + QUEUED - len(worker.orders))
 
     def submit(self, order: Order) -> bool:
         """Hand an order to the worker with the least to do. False when it must wait: an exclusive one for an idle worker."""
-        open_to = [worker for worker in self._workers.values() if self._room_of(worker)]
+        open_to = [worker for worker in self._workers.values() if self._room_of(worker) and self._fits(worker, order)]
         if order.exclusive:
             open_to = [worker for worker in open_to if not worker.orders]
         if not open_to:
@@ -142,9 +168,24 @@ class LocalPool:
         order.id = self._next_order
         worker.exclusive = order.exclusive
         worker.orders[order.id] = order
+        worker.life.assigned += len(order.items)
+        worker.is_full = worker.is_full or worker.life.is_full()
         self._send_order(worker, order)
         self._start_clocks(worker)
         return True
+
+    def _fits(self, worker: Worker, order: Order) -> bool:
+        """Has the worker so many items left? One that has not is full, and leaves as soon as it has nothing to do."""
+        if worker.life.fits(len(order.items)):
+            return True
+        worker.is_full = True
+        self._let_go_if_full(worker)
+        return False
+
+    def _let_go_if_full(self, worker: Worker) -> None:
+        if worker.is_full and not worker.orders and not worker.is_leaving:
+            worker.is_leaving = True
+            self._send(worker, Stop())
 
     def _send_order(self, worker: Worker, order: Order) -> None:
         self._send(worker, sent(order))
@@ -182,6 +223,14 @@ class LocalPool:
             self.stop()
         return is_cleaning
 
+    def locate(self, worker: Worker, order: Order) -> str | None:
+        """Ask the worker, the first time, where the order is, and return what is known; None = ask again at once."""
+        if order.id not in worker.questions:
+            if worker.process.has_ended(0.0):
+                return ""
+            worker.questions[order.id] = Question(worker.process.pid, worker.hook)
+        return worker.questions[order.id].answer(order.id)
+
     def kill(self, worker: Worker) -> None:
         """End a worker at once; its death comes out of ``wait``."""
         worker.process.kill()
@@ -215,6 +264,17 @@ class LocalPool:
                     yield from self._buried(worker)
                 else:
                     yield from self._messages(worker)
+        self._look_at_starts()
+        notices, self._notices = self._notices, []
+        yield from notices
+
+    def _look_at_starts(self) -> None:
+        late = time.monotonic() - SLOW_START_S
+        for worker in [worker for worker in self._slow_starts if worker.began < late]:
+            self._slow_starts.discard(worker)
+            at = ": its initializer has not come to its end" if worker.is_initializing else ""
+            said = f"Worker {worker.number} (pid {worker.process.pid}) has been starting for {SLOW_START_S:g} s{at}."
+            self._notices.append(Heard(worker.number, Said("WARNING", said), None))
 
     def _messages(self, worker: Worker) -> Iterator[Heard]:
         for data in _frames(worker.inbox):
@@ -224,12 +284,18 @@ class LocalPool:
     def _noted(self, worker: Worker, message: Message) -> Order | None:
         """Keep the books of a worker in step with what it says. Returns the order the message is about."""
         if isinstance(message, Ready):
-            worker.is_ready, worker.cleans_up = True, message.cleans_up
+            worker.is_ready, worker.cleans_up, worker.hook = True, message.cleans_up, message.hook
+            worker.is_initializing, self._in_vain = False, 0
+            self._slow_starts.discard(worker)
+            return None
+        if isinstance(message, Initializing):
+            worker.is_initializing = True
             return None
         order_id = getattr(message, "order", None)
         order = worker.orders.get(order_id) if order_id is not None else None
         if order is None or order_id is None:
             return None
+        worker.questions.pop(order_id, None)  # it goes on: what was answered is of the past
         worker.clocks[order_id] = math.inf if isinstance(message, Waiting) else time.monotonic()
         if isinstance(message, Settled):
             order.reached += message.amount
@@ -238,7 +304,18 @@ class LocalPool:
             worker.clocks.pop(order_id, None)
             worker.exclusive = False
             self._start_clocks(worker)
+            self._age(worker, message.memory)
         return order
+
+    def _age(self, worker: Worker, memory: int) -> None:
+        """It ended an order: has it grown too much, or had its last?"""
+        if worker.life.grew_too_much(memory):
+            worker.is_full = True
+            if not self._told_growth:
+                said = f"Worker {worker.number} (pid {worker.process.pid}) {worker.life.growth_text()}"
+                self._notices.append(Heard(worker.number, Said("NOTICE", said), None))
+            self._told_growth = True
+        self._let_go_if_full(worker)
 
     def _buried(self, worker: Worker) -> Iterator[Heard | Died]:
         """A worker is at its end: take its last words, then tell of its death."""
@@ -257,7 +334,20 @@ class LocalPool:
         self._forget(worker)
         was_asked = worker.is_leaving and exitcode == 0
         if orders or not was_asked:
-            yield Died(worker.number, worker.process.pid, exitcode, running, queued, worker.is_ready, was_asked, waiting)
+            yield self._died(worker, exitcode, running, queued, waiting)
+
+    def _died(
+        self, worker: Worker, exitcode: int | None, running: list[Order], queued: list[Order], waiting: list[Order]
+    ) -> Died:
+        was_asked = worker.is_leaving and exitcode == 0
+        ours = any(order.late_at is not None for order in running)
+        out_of_memory = exitcode == -signal.SIGKILL and not ours and self._oom.took_one()
+        if exitcode is not None and not worker.is_ready:
+            self._in_vain += 1
+        return Died(
+            worker.number, worker.process.pid, exitcode, running, queued, worker.is_ready, was_asked, waiting,
+            likely_cause(exitcode, out_of_memory=out_of_memory), self._in_vain, worker.is_initializing,
+        )  # fmt: skip
 
     # Bytes.
 
@@ -271,7 +361,8 @@ class LocalPool:
         finally:
             theirs.close()
         os.set_blocking(ours.fileno(), False)
-        worker = Worker(self._next_number, process, ours)
+        worker = Worker(self._next_number, process, ours, Life(self._limits), time.monotonic())
+        self._slow_starts.add(worker)
         self._next_number += 1
         self._workers[worker.number] = worker
         self._selector.register(ours.fileno(), selectors.EVENT_READ, (worker, False))
@@ -279,6 +370,7 @@ class LocalPool:
 
     def _forget(self, worker: Worker) -> None:
         del self._workers[worker.number]
+        self._slow_starts.discard(worker)
         for descriptor in (worker.connection.fileno(), worker.process.sentinel):
             self._selector.unregister(descriptor)
         worker.connection.close()
@@ -336,14 +428,3 @@ def _frames(buffer: bytearray) -> Iterator[bytes]:
         yield bytes(buffer[body : body + size])
         start = body + size
     del buffer[:start]
-
-
-def describe_exit(exitcode: int | None) -> str:
-    """For people: by which signal, or with which code."""
-    if exitcode is None:
-        return "ended together with the fork server"
-    if exitcode >= 0:
-        return f"exited with code {exitcode}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    return f"was killed by signal {-exitcode}"

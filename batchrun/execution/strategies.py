@@ -72,8 +72,9 @@ class _FallBack(Exception):
 class OrderRunner:
     """Runs orders in one thread and reports what becomes of their items."""
 
-    def __init__(self, runner: ItemRunner, send: Callable[[Message], None]) -> None:
+    def __init__(self, runner: ItemRunner, send: Callable[[Message], None], memory: Callable[[], int] = lambda: 0) -> None:
         self._runner = runner
+        self._memory = memory
         self._send = send
         options = runner.work.options
         self._together = options.transaction == "chunk" and runner.work.has_session and not options.read_only
@@ -84,7 +85,7 @@ class OrderRunner:
     def run(self, sent: Sent) -> None:
         """Run an order as far as it goes; sends Settled messages and an Ended. Raises what ends the worker."""
         began = monotonic()
-        self._runner.voice.order = sent.id
+        self._runner.voice.takes(sent.id)
         try:
             items = decode_items(sent.items)
         except BaseException:  # foreign code in an item's __setstate__; sent one by one, only the guilty one fails
@@ -95,7 +96,7 @@ class OrderRunner:
             self._choose(sent, items)(sent, items, report)
         finally:
             report.flush()
-        self._send(Ended(sent.id, monotonic() - began))
+        self._send(Ended(sent.id, monotonic() - began, self._memory()))
 
     def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], object]:
         if self._plain:

@@ -14,9 +14,15 @@ class Voice:
     waits for its turn to write has begun no item that could be billed for it.
     """
 
-    def __init__(self, send: Callable[[Message], None]) -> None:
+    def __init__(self, send: Callable[[Message], None], note: Callable[[int], None] = lambda order: None) -> None:
         self._send = send
+        self._note = note
         self.order = 0
+
+    def takes(self, order: int) -> None:
+        """The thread is at this order now; noted where the parent can see it though the thread does not answer."""
+        self.order = order
+        self._note(order)
 
     def notice(self, text: str) -> None:
         """A line for people."""

@@ -33,8 +33,10 @@ from batchrun.database.turnstile import Turnstile
 from batchrun.errors import BatchrunError
 from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.link import Refused, Stopping
-from batchrun.execution.orders import Failed, Message, Ready, Sent, Stop
+from batchrun.execution.orders import Failed, Initializing, Message, Ready, Sent, Stop
 from batchrun.execution.orphans import guard_against_orphanhood
+from batchrun.execution.recycling import Limits, memory_reader
+from batchrun.execution.stacks import Stacks
 from batchrun.execution.strategies import OrderRunner
 from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
@@ -67,7 +69,7 @@ def worker_main(
     except BaseException as error:
         _tell_failure(send, error)
         return
-    send(Ready(os.getpid(), parts.cleans_up))
+    send(Ready(os.getpid(), parts.cleans_up, parts.stacks.hook if parts.stacks else None))
     try:
         runners(work)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -118,7 +120,11 @@ def _prepare(
         install_jobs_package(Path(folder))
     work: Work = pickle.loads(blob)
     parts = Parts(work, number)
+    if work.options.timeout is not None:
+        parts.stacks = Stacks(work.options.threads)
     inbox = Inbox(connection)
+    if work.initializer is not None:
+        send(Initializing())
     state = parts.start()
 
     def run(work: Work) -> None:
@@ -131,10 +137,15 @@ def _prepare(
 
 
 class Parts:
-    """What a worker holds for its lifetime: engines and the initializer's state."""
+    """What a worker holds for its lifetime: engines and the initializer's state.
+
+    memory: tells how much it holds. stacks: how the parent may ask where it is; None = nothing here has a time limit.
+    """
 
     def __init__(self, work: Work, number: int) -> None:
         self.work = work
+        self.memory = memory_reader(Limits(growth=work.options.max_worker_growth))
+        self.stacks: Stacks | None = None
         self._name = work.application_name(number)
         self.engine = self._engine(work.engine)
         self.books = self._engine(work.books)
@@ -173,6 +184,11 @@ class Parts:
         runner = ItemRunner(self.work, self.engine, self.books, state, pause=pause, voice=voice, inline=inline)
         self._runners.append(runner)
         return runner
+
+    def order_runner(self, state: Any, pause: Callable[[float], bool], send: Callable[[Message], None]) -> OrderRunner:
+        """What runs the orders of the thread that calls this."""
+        voice = Voice(send, self.stacks.slot()) if self.stacks else Voice(send)
+        return OrderRunner(self.runner(state, pause, voice), send, self.memory)
 
     def close(self) -> None:
         """Run the rest of an initializer that yielded, and close connections."""
@@ -217,7 +233,7 @@ class Inbox:
 
 
 def _run_here(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Message], None]) -> None:
-    orders = OrderRunner(parts.runner(state, inbox.pause, Voice(send)), send)
+    orders = parts.order_runner(state, inbox.pause, send)
     while isinstance(message := inbox.next(), Sent):
         orders.run(message)
 
@@ -248,7 +264,7 @@ def _thread(parts: Parts, state: Any, waiting: Any, stopping: threading.Event, s
         return stopping.wait(wait_s) if wait_s else stopping.is_set()
 
     try:
-        orders = OrderRunner(parts.runner(state, pause, Voice(send)), send)
+        orders = parts.order_runner(state, pause, send)
         while (sent := waiting.get()) is not None and not stopping.is_set():
             orders.run(sent)
     except (BrokenPipeError, ConnectionResetError):
