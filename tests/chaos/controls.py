@@ -57,7 +57,7 @@ def naive_program(news: Connection, url: str, items: range, work: Work, initiali
             told = now
         if settled == len(futures):
             os._exit(0)
-        time.sleep(0.002)  # the program's own way to wait
+        time.sleep(0.002)  # work: the program's own way to wait
 
 
 class NaivePool:

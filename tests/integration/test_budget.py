@@ -23,7 +23,7 @@ from batchrun.events import Event, Notice, RunOpened
 from batchrun.jobs import Job
 from batchrun.options import RunOptions, with_options
 from batchrun.runs import Report
-from tests.support import oracle, scripts
+from tests.support import crashes, oracle, scripts
 from tests.support.databases import Clones, engine_for
 from tests.support.waiting import wait_until
 
@@ -90,10 +90,12 @@ class Told:
         return [event.text for event in self.events if isinstance(event, Notice)]
 
 
-def start(url: str, told: Told, folder: Path, ledger: str | None = None, items: Any = ITEMS, **options: Any) -> Report:
-    """A run of the plain task as ``batchrun run`` opens it."""
+def start(
+    url: str, told: Told, folder: Path, ledger: str | None = None, items: Any = ITEMS, task: Any = oracle.task, **options: Any
+) -> Report:
+    """A run as ``batchrun run`` opens it."""
     return start_job(
-        Job("plain", oracle.task, items=lambda: items),
+        Job("plain", task, items=lambda: items),
         {},
         with_options(RunOptions(), {"start_method": "fork", **options}),
         Place(url, folder, ledger=ledger),
@@ -143,9 +145,9 @@ def test_control_without_the_budget_workers_start_and_wait_in_vain(
     role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("batchrun.opening.seat", lambda *_: 2)
-    role.limit(2)
-    told = Told(then=lambda: role.raise_limit(-1))  # or the workers, which get no connection, would wait for ever
-    start(role.url, told, tmp_path, workers=2)
+    role.limit(3)
+    told = Told(then=lambda: role.raise_limit(-1))  # or the worker that gets no connection would hold its items for ever
+    start(role.url, told, tmp_path, task=crashes.slow, workers=2)
     assert any("too many connections for role" in notice for notice in told.notices), told.notices
 
 
