@@ -1,0 +1,79 @@
+"""The same faults on batchrun and its peers: ``python -m benchmarks.faults``. Needs the extras ``dev`` and ``benchmarks``.
+
+Each case is 400 items on 4 workers: an UPDATE, an INSERT and 5 ms, in a Session and a transaction of its own, on an
+engine that each worker process makes for itself. The database judges: an item is lost, doubled or applied once.
+Each peer is used as its documentation says, with its best setting (``peers.py``, printed below the table), and by a
+sensible user: what failed is submitted again, once, after 2 s; a program that was killed is started again and leaves
+out what its file of done items says. "Hangs" means that nothing was settled for 8 s after the fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import random
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from benchmarks.faults.cases import FAULTS
+from benchmarks.faults.driver import run_case
+from benchmarks.faults.judge import Result
+from benchmarks.faults.peers import PEERS
+from benchmarks.faults.table import as_data, as_markdown, as_text
+from tests.postgres import Server, running
+
+TITLES = {name: peer.title for name, peer in PEERS.items()}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("--peers", default=",".join(PEERS), help="some of %(default)s")
+    parser.add_argument("--faults", default=",".join(FAULTS), help="some of %(default)s")
+    parser.add_argument("--items", type=int, default=400, help="items of a case (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the item at which it happens (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there as well")
+    given = parser.parse_args()
+    for name, known in (("peers", PEERS), ("faults", FAULTS)):
+        chosen = getattr(given, name).split(",")
+        if unknown := set(chosen) - set(known):
+            parser.error(f"--{name}: {', '.join(sorted(unknown))} is not known; there are {', '.join(known)}")
+        setattr(given, name, chosen)
+    if given.items < 40:
+        parser.error("--items: at least 40, or the fault comes before every worker has had one")
+    return given
+
+
+def versions() -> str:
+    packages = [peer.package for peer in PEERS.values() if peer.package]
+    found = [f"{package} {importlib.metadata.version(package)}" for package in [*packages, "SQLAlchemy", "psycopg2-binary"]]
+    return ", ".join([f"Python {platform.python_version()}", *found, platform.system()])
+
+
+def main() -> None:
+    given = arguments()
+    results: list[Result] = []
+    with running() as server:
+        if not isinstance(server, Server):
+            sys.exit("The faults stop the server, so it must be one of our own: unset BATCHRUN_TEST_POSTGRES_URL.")
+        for fault in given.faults:
+            # The same item for every peer, in the second quarter: every worker is busy by then, and much is left to lose.
+            guilty = given.items // 4 + random.Random(f"{given.seed} {fault}").randrange(given.items // 4)
+            for peer in given.peers:
+                result = run_case(server, peer, fault, given.items, guilty, given.seed)
+                results.append(result)
+                seen = result.seen
+                print(f"{fault:12} {peer:9} {result.judgement.word:40} {seen.seconds:5.1f} s  {seen.ending}", file=sys.stderr)
+    facts = f"{versions()}; {datetime.now(UTC):%Y-%m-%d}; {given.items} items, seed {given.seed}"
+    print(f"{as_text(results, TITLES)}\n{as_markdown(results, TITLES)}\n{facts}")
+    for peer in given.peers:
+        print(f"- {PEERS[peer].title}: {PEERS[peer].setting}")
+    if given.json:
+        numbers = {"facts": facts, "results": [as_data(result) for result in results]}
+        given.json.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The results as a table in text, in Markdown, and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.faults.cases import FAULTS
+from benchmarks.faults.judge import Result
+
+CORNER = "what happens"
+
+
+def grid(results: Sequence[Result], titles: dict[str, str]) -> list[list[str]]:
+    """Rows of words: the first is the head. titles: peer -> what stands over its column."""
+    words = {(result.peer, result.fault): result.judgement.word for result in results}
+    peers = [peer for peer in titles if any(result.peer == peer for result in results)]
+    faults = [fault for fault in FAULTS if any(result.fault == fault for result in results)]
+    body = [[FAULTS[fault].title, *(words.get((peer, fault), "-") for peer in peers)] for fault in faults]
+    return [[CORNER, *(titles[peer] for peer in peers)], *body]
+
+
+def as_markdown(results: Sequence[Result], titles: dict[str, str]) -> str:
+    """A Markdown table; what is as it should be stands in bold."""
+    fine = {(FAULTS[result.fault].title, titles[result.peer]) for result in results if result.judgement.is_fine}
+    head, *body = grid(results, titles)
+    lines = [head, ["---"] * len(head)]
+    for fault, *words in body:
+        cells = [f"**{word}**" if (fault, peer) in fine else word for peer, word in zip(head[1:], words, strict=True)]
+        lines.append([fault, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_text(results: Sequence[Result], titles: dict[str, str]) -> str:
+    """Columns of equal width for a terminal."""
+    rows = grid(results, titles)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
+
+
+def as_data(result: Result) -> dict[str, Any]:
+    """A result for ``--json``: the judgement, how it ended, and how long it took."""
+    seen = result.seen
+    return {
+        "peer": result.peer,
+        "fault": result.fault,
+        **asdict(result.judgement),
+        "ending": seen.ending,
+        "orphans": seen.orphans,
+        "seconds": seen.seconds,
+    }
