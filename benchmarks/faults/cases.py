@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 WORKERS = 4
-TIMEOUT_S = 2.0
+TIMEOUT_S = 3.0
 """What a peer's own time limit is set to where a task hangs; elsewhere none is set, for anybody."""
 RETRY_AFTER_S = 2.0
 """How long the naive retry waits: longer than the server is down."""

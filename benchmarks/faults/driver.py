@@ -26,12 +26,16 @@ from tests.support.proxy import CuttingProxy
 
 ROOT = Path(__file__).parents[2]
 HANG_S = 8.0
-"""So long nothing settles after the fault, then it hangs. A peer restarts a worker in 1 to 3 s on a small machine."""
-MOST_S = 60.0
+"""So long nothing settles after the fault and the program does next to nothing, then it hangs."""
+BUSY_S = 1.0
+"""CPU seconds that count as doing something: a loaded machine may need long to start four workers."""
+HANG_THOUGH_BUSY_S = 30.0
+"""So long nothing settles whatever it does, then it hangs as well: it may start workers in vain for ever."""
+MOST_S = 90.0
 """No case takes longer; what is not at its end then hangs as well."""
 DOWN_S = 1.0
 CUTS = 8
-LOOK_S = 0.03
+LOOK_S = 0.05
 ORPHANS_AFTER_S = 2.0
 
 
@@ -112,6 +116,8 @@ class Watch:
     _began: float = 0.0
     _moved: float = 0.0
     _state: tuple[int, int] = (0, 0)
+    _busy: float = 0.0
+    _cpu_s: float = 0.0
     _is_due: bool = True
 
     def __enter__(self) -> Watch:
@@ -124,7 +130,7 @@ class Watch:
 
     def run(self) -> str:
         """Returns how it ended: "ended", "raised ...", "hung" or "died: ..."."""
-        self._began = self._moved = time.monotonic()
+        self._began = self._moved = self._busy = time.monotonic()
         program = self._start()
         while program.poll() is None:
             time.sleep(LOOK_S)
@@ -158,6 +164,9 @@ class Watch:
         state = (effects, notes.stat().st_size if notes.exists() else 0)
         if state != self._state:
             self._state, self._moved = state, time.monotonic()
+        cpu_s = sum(one.cpu_s for one in members(self._groups[-1].pid))
+        if abs(cpu_s - self._cpu_s) > BUSY_S:  # less, when a process of the group has ended
+            self._cpu_s, self._busy = cpu_s, time.monotonic()
 
     def _strike(self, program: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
         """What comes from outside, once, when a third is applied."""
@@ -179,9 +188,11 @@ class Watch:
         now = time.monotonic()
         if now - self._began > MOST_S:
             return True
-        has_happened = self.case.mark.exists() or (self.happened is not None and self.happened())
-        since = max(self._moved, self.case.mark.stat().st_mtime - time.time() + now if self.case.mark.exists() else 0.0)
-        return has_happened and now - since > HANG_S
+        marked = self.case.mark.exists()
+        if not (marked or (self.happened is not None and self.happened())):
+            return False
+        since = max(self._moved, now - (time.time() - self.case.mark.stat().st_mtime) if marked else 0.0)
+        return now - max(since, self._busy) > HANG_S or now - since > HANG_THOUGH_BUSY_S
 
     def _count_orphans(self, group: int, after_s: float = ORPHANS_AFTER_S) -> None:
         until = time.monotonic() + after_s
@@ -190,14 +201,23 @@ class Watch:
         self.orphans = len(members(group))
 
 
-def members(group: int) -> list[int]:
+@dataclass(frozen=True)
+class Member:
+    """A living process of a group."""
+
+    pid: int
+    cpu_s: float
+
+
+def members(group: int) -> list[Member]:
     """The living processes of a process group."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group and state != "Z":
-                found.append(int(path.parent.name))
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[2]) == group and fields[0] != "Z":
+                cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+                found.append(Member(int(path.parent.name), cpu_s))
     return found
 
 
