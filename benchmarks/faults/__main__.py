@@ -82,7 +82,8 @@ def run_one(given: argparse.Namespace, servers: SimpleQueue[Server], fault: str,
     finally:
         servers.put(server)
     seen = result.seen
-    print(f"{fault:12} {peer:9} {result.judgement.word:40} {seen.seconds:5.1f} s  {seen.ending[:150]}", file=sys.stderr, flush=True)
+    line = f"{fault:12} {peer:9} {result.judgement.word:40} {seen.seconds:5.1f} s  {seen.ending[:150]}"
+    print(line, file=sys.stderr, flush=True)
     return result
 
 

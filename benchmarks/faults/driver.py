@@ -144,6 +144,7 @@ class Watch:
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or every worker compiles SQLAlchemy anew
         command = [sys.executable, "-m", "benchmarks.faults.program", self.case.text()]
         with (Path(self.case.folder) / "output").open("ab") as output:
             program = subprocess.Popen(

@@ -238,7 +238,10 @@ PEERS = {
     "mpire": Peer("mpire", "mpire", "WorkerPool(4); imap_unordered(chunk_size=1, worker_init, task_timeout)", mpire),
     "pebble": Peer("pebble", "Pebble", "ProcessPool(4, initializer); schedule(timeout), as_completed", pebble),
     "dask": Peer(
-        "Dask", "distributed", "LocalCluster(4 processes, 1 thread each); WorkerPlugin; map(pure=False, retries=0), as_completed", dask
+        "Dask",
+        "distributed",
+        "LocalCluster(4, threads_per_worker=1); WorkerPlugin; map(pure=False, retries=0), as_completed",
+        dask,
     ),
     "batchrun": Peer("batchrun", "batchrun-db", "run_parallel(name=..., workers=4), otherwise its defaults", batchrun, retries=0),
 }
