@@ -93,7 +93,7 @@ def main() -> None:
     given = arguments()
     results = run_all(given)
     facts = f"{versions()}; {datetime.now(UTC):%Y-%m-%d}; {given.items} items, seed {given.seed}"
-    print(f"{as_text(results, TITLES)}\n{as_markdown(results, TITLES)}\n{facts}")
+    print(as_text(results, TITLES), as_markdown(results, TITLES), as_markdown(results, TITLES, is_brief=True), facts, sep="\n")
     for peer in given.peers:
         print(f"- {PEERS[peer].title}: {PEERS[peer].setting}")
     if given.json:

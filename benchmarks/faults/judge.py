@@ -80,7 +80,7 @@ def _word(seen: Seen, lost: Set[int], doubled: Set[int], told: Set[int], misrepo
     if doubled:
         parts.append(f"doubles {len(doubled)}")
     if misreported:
-        parts.append(f"calls {len(misreported)} failed that is done")
+        parts.append(f"misreports {len(misreported)}")
     if told and not parts:
         parts.append(f"fails {len(told)}")
     return ", ".join(parts) or "ok"

@@ -21,12 +21,13 @@ def grid(results: Sequence[Result], titles: dict[str, str]) -> list[list[str]]:
     return [[CORNER, *(titles[peer] for peer in peers)], *body]
 
 
-def as_markdown(results: Sequence[Result], titles: dict[str, str]) -> str:
-    """A Markdown table; what is as it should be stands in bold."""
+def as_markdown(results: Sequence[Result], titles: dict[str, str], *, is_brief: bool = False) -> str:
+    """A Markdown table; what is as it should be stands in bold. is_brief: of each cell only the gravest, which comes first."""
     fine = {(FAULTS[result.fault].title, titles[result.peer]) for result in results if result.judgement.is_fine}
     head, *body = grid(results, titles)
     lines = [head, ["---"] * len(head)]
     for fault, *words in body:
+        words = [word.partition(",")[0] if is_brief else word for word in words]
         cells = [f"**{word}**" if (fault, peer) in fine else word for peer, word in zip(head[1:], words, strict=True)]
         lines.append([fault, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

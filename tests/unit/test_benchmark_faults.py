@@ -35,7 +35,7 @@ def seen(
         (seen({3: 0}, guilty=frozenset({3}), failed=frozenset({3})), "fails 1", True),
         (seen({3: 0}, guilty=frozenset({3})), "loses 1", False),
         (seen({3: 2}, guilty=frozenset({3}), failed=frozenset({3})), "doubles 1", False),
-        (seen(failed=frozenset({3})), "calls 1 failed that is done", False),
+        (seen(failed=frozenset({3})), "misreports 1", False),
         (seen({3: 0, 5: 2}), "loses 1, doubles 1", False),
         (seen({3: 0}, ending="hung"), "hangs", False),
         (seen({3: 0, 5: 2}, ending="hung"), "hangs, doubles 1", False),
@@ -84,7 +84,12 @@ def test_the_table_has_a_row_a_fault_and_a_column_a_peer_in_their_order() -> Non
     head, first, second = as_text(results, titles).splitlines()
     assert head.split() == ["what", "happens", "A", "Bee"]
     assert first.endswith("ok  doubles 1")
-    assert head.index("A") == first.index("ok") == second.index("-  loses")
+    assert head.index("A") == first.rindex("ok") == second.rindex("-   loses")
+
+
+def test_the_brief_table_keeps_the_gravest_word_of_a_cell() -> None:
+    results = [Result("a", "kill", seen({3: 0, 5: 2})), Result("b", "kill", seen({3: 0}, ending="raised RuntimeError: no"))]
+    assert as_markdown(results, {"a": "A", "b": "B"}, is_brief=True).endswith(f"| {FAULTS['kill'].title} | loses 1 | aborts |\n")
 
 
 def test_a_result_is_plain_data() -> None:
