@@ -94,7 +94,6 @@ class Notes:
         self.end = ""
         for line in self._path.read_text().splitlines() if self._path.exists() else []:
             self._take(*line.split(" ", 2))
-        self._file = self._path.open("a")
 
     def _take(self, kind: str, item: str, why: str) -> None:
         if kind == "end":
@@ -109,5 +108,5 @@ class Notes:
         """kind: "done", "failed" or "end"."""
         why = " ".join(why.split())[:200]
         self._take(kind, str(item), why)
-        self._file.write(f"{kind} {item} {why}\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(f"{kind} {item} {why}\n")
