@@ -24,10 +24,10 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from benchmarks.faults.cases import FAULTS
-from benchmarks.faults.driver import run_case
+from benchmarks.faults.driver import ROOT, run_case
 from benchmarks.faults.judge import Result
 from benchmarks.faults.peers import PEERS
-from benchmarks.faults.table import as_data, as_markdown, as_text
+from benchmarks.faults.table import as_data, as_markdown, as_text, cell_of, put, read_cells
 from tests.postgres import Server, running
 
 TITLES = {name: peer.title for name, peer in PEERS.items()}
@@ -41,6 +41,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the item at which it happens (default: %(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="cases at a time (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there as well")
+    parser.add_argument("--render", type=Path, nargs="+", metavar="FILE", help="run nothing; show what --json wrote")
+    parser.add_argument("--docs", action="store_true", help="put the table into docs/faults.md and README.md")
     given = parser.parse_args()
     for name, known in (("peers", PEERS), ("faults", FAULTS)):
         chosen = getattr(given, name).split(",")
@@ -91,14 +93,22 @@ def main() -> None:
     """Run what is asked for and print the table."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended also then
     given = arguments()
-    results = run_all(given)
-    facts = f"{versions()}; {datetime.now(UTC):%Y-%m-%d}; {given.items} items, seed {given.seed}"
-    print(as_text(results, TITLES), as_markdown(results, TITLES), as_markdown(results, TITLES, is_brief=True), facts, sep="\n")
+    if given.render:
+        cells, facts = read_cells(given.render)
+    else:
+        results = run_all(given)
+        cells = [cell_of(result) for result in results]
+        facts = f"{versions()}; {datetime.now(UTC):%Y-%m-%d}; {given.items} items, seed {given.seed}"
+        if given.json:
+            given.json.write_text(
+                json.dumps({"facts": facts, "results": [as_data(result) for result in results]}, indent=1) + "\n"
+            )
+    print(as_text(cells, TITLES), as_markdown(cells, TITLES), facts, sep="\n")
     for peer in given.peers:
         print(f"- {PEERS[peer].title}: {PEERS[peer].setting}")
-    if given.json:
-        numbers = {"facts": facts, "results": [as_data(result) for result in results]}
-        given.json.write_text(json.dumps(numbers, indent=1) + "\n")
+    if given.docs:
+        put(ROOT / "docs" / "faults.md", f"{as_markdown(cells, TITLES)}\n{facts}.\n")
+        put(ROOT / "README.md", as_markdown(cells, TITLES, is_brief=True))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ BUSY_S = 1.0
 """CPU seconds that count as doing something: a loaded machine may need long to start four workers."""
 HANG_THOUGH_BUSY_S = 30.0
 """So long nothing settles whatever it does, then it hangs as well: it may start workers in vain for ever."""
-MOST_S = 90.0
-"""No case takes longer; what is not at its end then hangs as well."""
+MOST_S = 180.0
+"""No case takes longer."""
 DOWN_S = 1.0
 CUTS = 8
 LOOK_S = 0.05
@@ -129,7 +129,7 @@ class Watch:
             group.wait()
 
     def run(self) -> str:
-        """Returns how it ended: "ended", "raised ...", "hung" or "died: ..."."""
+        """Returns how it ended: "ended", "raised ...", "hung", "late" or "died: ..."."""
         self._began = self._moved = self._busy = time.monotonic()
         program = self._start()
         while program.poll() is None:
@@ -139,6 +139,8 @@ class Watch:
                 program = self._strike(program)
             if self._hangs():
                 return "hung"
+            if time.monotonic() - self._began > MOST_S:
+                return "late"
         self._count_orphans(program.pid)
         return Notes(self.case.folder).end or f"died: exit code {program.returncode}"
 
@@ -187,8 +189,6 @@ class Watch:
 
     def _hangs(self) -> bool:
         now = time.monotonic()
-        if now - self._began > MOST_S:
-            return True
         marked = self.case.mark.exists()
         if not (marked or (self.happened is not None and self.happened())):
             return False

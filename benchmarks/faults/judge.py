@@ -14,7 +14,8 @@ class Seen:
     """What was seen of a case.
 
     applied: item -> how often its effect is in the database. done, failed: what the program said at last of an item.
-    ending: "ended", "raised X: why", "hung" or "died: why". orphans: processes left two seconds after the program's end.
+    ending: "ended", "raised X: why", "hung", "late" (still at work when the time was up) or "died: why".
+    orphans: processes left two seconds after the program's end.
     """
 
     items: int
@@ -73,9 +74,11 @@ def _word(seen: Seen, lost: Set[int], doubled: Set[int], told: Set[int], misrepo
     parts = []
     if seen.ending == "hung":
         parts.append("hangs")
+    elif seen.ending == "late":
+        parts.append("unfinished")
     elif seen.ending != "ended":
         parts.append("aborts")
-    if lost and seen.ending != "hung":  # what a hanging program has not done yet, it has not lost yet
+    if lost and seen.ending not in ("hung", "late"):  # what a hanging program has not done yet, it has not lost yet
         parts.append(f"loses {len(lost)}")
     if doubled:
         parts.append(f"doubles {len(doubled)}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from benchmarks.faults.cases import FAULTS
 from benchmarks.faults.judge import Result
@@ -12,18 +15,48 @@ from benchmarks.faults.judge import Result
 CORNER = "what happens"
 
 
-def grid(results: Sequence[Result], titles: dict[str, str]) -> list[list[str]]:
+class Cell(NamedTuple):
+    """What stands in the table for one fault on one peer."""
+
+    peer: str
+    fault: str
+    word: str
+    is_fine: bool
+
+
+def cell_of(result: Result) -> Cell:
+    return Cell(result.peer, result.fault, result.judgement.word, result.judgement.is_fine)
+
+
+def read_cells(files: Sequence[Path]) -> tuple[list[Cell], str]:
+    """The cells of earlier runs' ``--json``, of which a later file replaces those of an earlier, and their facts."""
+    found, facts = {}, ""
+    for file in files:
+        data = json.loads(file.read_text())
+        facts = data["facts"]
+        for one in data["results"]:
+            found[one["peer"], one["fault"]] = Cell(one["peer"], one["fault"], one["word"], one["is_fine"])
+    return list(found.values()), facts
+
+
+def put(page: Path, content: str) -> None:
+    """Put the table into a page, between its two marks."""
+    between = re.compile(r"(<!-- faults -->\n).*?(<!-- end of faults -->)", re.DOTALL)
+    page.write_text(between.sub(lambda found: f"{found[1]}\n{content}\n{found[2]}", page.read_text()))
+
+
+def grid(results: Sequence[Cell], titles: dict[str, str]) -> list[list[str]]:
     """Rows of words: the first is the head. titles: peer -> what stands over its column."""
-    words = {(result.peer, result.fault): result.judgement.word for result in results}
+    words = {(result.peer, result.fault): result.word for result in results}
     peers = [peer for peer in titles if any(result.peer == peer for result in results)]
     faults = [fault for fault in FAULTS if any(result.fault == fault for result in results)]
     body = [[FAULTS[fault].title, *(words.get((peer, fault), "-") for peer in peers)] for fault in faults]
     return [[CORNER, *(titles[peer] for peer in peers)], *body]
 
 
-def as_markdown(results: Sequence[Result], titles: dict[str, str], *, is_brief: bool = False) -> str:
+def as_markdown(results: Sequence[Cell], titles: dict[str, str], *, is_brief: bool = False) -> str:
     """A Markdown table; what is as it should be stands in bold. is_brief: of each cell only the gravest, which comes first."""
-    fine = {(FAULTS[result.fault].title, titles[result.peer]) for result in results if result.judgement.is_fine}
+    fine = {(FAULTS[result.fault].title, titles[result.peer]) for result in results if result.is_fine}
     head, *body = grid(results, titles)
     lines = [head, ["---"] * len(head)]
     for fault, *words in body:
@@ -33,7 +66,7 @@ def as_markdown(results: Sequence[Result], titles: dict[str, str], *, is_brief: 
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def as_text(results: Sequence[Result], titles: dict[str, str]) -> str:
+def as_text(results: Sequence[Cell], titles: dict[str, str]) -> str:
     """Columns of equal width for a terminal."""
     rows = grid(results, titles)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

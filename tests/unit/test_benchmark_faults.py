@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from benchmarks.faults.cases import FAULTS, Case, Notes
 from benchmarks.faults.judge import Result, Seen, guilty_of, judge
-from benchmarks.faults.table import as_data, as_markdown, as_text
+from benchmarks.faults.table import as_data, as_markdown, as_text, cell_of, put, read_cells
 
 ONCE = dict.fromkeys(range(10), 1)
 
@@ -76,12 +77,13 @@ def test_the_table_has_a_row_a_fault_and_a_column_a_peer_in_their_order() -> Non
         Result("a", "kill", seen()),
         Result("b", "kill", seen({3: 2})),
     ]
+    cells = [cell_of(result) for result in results]
     titles = {"a": "A", "b": "Bee", "never asked for": "C"}
     kill, server = FAULTS["kill"].title, FAULTS["server"].title
-    assert as_markdown(results, titles) == (
+    assert as_markdown(cells, titles) == (
         f"| what happens | A | Bee |\n| --- | --- | --- |\n| {kill} | **ok** | doubles 1 |\n| {server} | - | loses 1 |\n"
     )
-    head, first, second = as_text(results, titles).splitlines()
+    head, first, second = as_text(cells, titles).splitlines()
     assert head.split() == ["what", "happens", "A", "Bee"]
     assert first.endswith("ok  doubles 1")
     assert head.index("A") == first.rindex("ok") == second.rindex("-   loses")
@@ -89,7 +91,8 @@ def test_the_table_has_a_row_a_fault_and_a_column_a_peer_in_their_order() -> Non
 
 def test_the_brief_table_keeps_the_gravest_word_of_a_cell() -> None:
     results = [Result("a", "kill", seen({3: 0, 5: 2})), Result("b", "kill", seen({3: 0}, ending="raised RuntimeError: no"))]
-    assert as_markdown(results, {"a": "A", "b": "B"}, is_brief=True).endswith(f"| {FAULTS['kill'].title} | loses 1 | aborts |\n")
+    cells = [cell_of(result) for result in results]
+    assert as_markdown(cells, {"a": "A", "b": "B"}, is_brief=True).endswith(f"| {FAULTS['kill'].title} | loses 1 | aborts |\n")
 
 
 def test_a_result_is_plain_data() -> None:
@@ -97,7 +100,24 @@ def test_a_result_is_plain_data() -> None:
     assert (data["peer"], data["fault"], data["doubled"], data["lost"], data["ending"]) == ("a", "kill", 1, 0, "ended")
 
 
-def test_notes_are_read_again_and_the_last_word_on_an_item_holds(tmp_path: object) -> None:
+def test_a_later_run_replaces_the_cells_of_an_earlier_one(tmp_path: Path) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    runs = [[Result("a", "kill", seen({3: 0})), Result("b", "kill", seen())], [Result("a", "kill", seen())]]
+    for file, results in zip(files, runs, strict=True):
+        file.write_text(json.dumps({"facts": file.name, "results": [as_data(result) for result in results]}))
+    cells, facts = read_cells(files)
+    assert {(cell.peer, cell.word) for cell in cells} == {("a", "ok"), ("b", "ok")}
+    assert facts == "second"
+
+
+def test_the_table_is_put_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- faults -->\nold\n<!-- end of faults -->\nafter\n")
+    put(page, "| a \\1 |\n")
+    assert page.read_text() == "before\n<!-- faults -->\n\n| a \\1 |\n\n<!-- end of faults -->\nafter\n"
+
+
+def test_notes_are_read_again_and_the_last_word_on_an_item_holds(tmp_path: Path) -> None:
     notes = Notes(str(tmp_path))
     notes.note("failed", 1, "ValueError: two\nlines")
     notes.note("failed", 2, "ValueError")
@@ -107,6 +127,6 @@ def test_notes_are_read_again_and_the_last_word_on_an_item_holds(tmp_path: objec
     assert (again.done, again.failed, again.end) == ({1}, {2: "ValueError"}, "ended")
 
 
-def test_a_fault_that_happens_once_leaves_its_mark(tmp_path: object) -> None:
+def test_a_fault_that_happens_once_leaves_its_mark(tmp_path: Path) -> None:
     case = Case.read(Case("pool", "kill", "postgresql://", str(tmp_path), 40, 7).text())
     assert [case.happens_once(), case.happens_once()] == [True, False]
