@@ -113,6 +113,7 @@ class Stage:
                 line.control = line.scenario.against(world)
             except AssertionError as error:
                 line.failures.append(f"control: {error}")
+                print(f"FAILED control of {line.scenario.name}: {error}", file=sys.stderr)
 
 
 def lines(only: list[str]) -> list[Line]:

@@ -12,17 +12,21 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tests.chaos.world import World
 from tests.support import oracle
+from tests.support.databases import engine_for
 from tests.support.oracle import verdict
 from tests.support.waiting import wait_until
 
 ITEMS = 40
 HANGS_AFTER_S = 3.0
+CLAIMED = 10
+"""Items that a program of several claims at once."""
+
 FORK = multiprocessing.get_context("fork")
 
 Work = Callable[[str, int], Any]
@@ -35,13 +39,15 @@ def slow_item(url: str, item: int) -> int:
     return item
 
 
-def naive_program(news: Connection, url: str, items: range, work: Work, initializer: Callable[[], None] | None) -> None:
+def naive_program(
+    news: Connection, url: str, items: range, work: Work, initializer: Callable[[], None] | None, method: str
+) -> None:
     """``multiprocessing.Pool(2)`` with a retry: items that raised are tried once more, since that is what one writes.
 
     Sends (workers' pids, settled, failed) whenever that changes; ends when everything is settled.
     """
     os.setpgid(0, 0)
-    pool: Any = FORK.Pool(2, initializer)
+    pool: Any = multiprocessing.get_context(method).Pool(2, initializer)
     futures = {item: pool.apply_async(work, (url, item)) for item in items}
     retried = False
     told = None
@@ -64,11 +70,18 @@ class NaivePool:
     """The program above, as a story strikes it."""
 
     def __init__(
-        self, world: World, work: Work = slow_item, *, items: int = ITEMS, initializer: Callable[[], None] | None = None
+        self,
+        world: World,
+        work: Work = slow_item,
+        *,
+        items: int = ITEMS,
+        initializer: Callable[[], None] | None = None,
+        method: str = "fork",
     ) -> None:
         self.world, self.items = world, world.accounts(items)
         self._ours, self._theirs = FORK.Pipe(duplex=False)
-        self._process = FORK.Process(target=naive_program, args=(self._theirs, world.url, self.items, work, initializer))
+        given = (self._theirs, world.url, self.items, work, initializer, method)
+        self._process = FORK.Process(target=naive_program, args=given)
         self.pids: list[int] = []
         self._settled = 0
 
@@ -124,6 +137,38 @@ class NaivePool:
 
         wait_until(over, 60.0)
         return self._process.is_alive()
+
+
+def naive_owner(url: str, items: range, lease_s: float | None) -> None:
+    """A program of several that share the work: what nobody claims is claimed, done, and noted as done."""
+    engine = engine_for(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS claims (item INTEGER PRIMARY KEY, at FLOAT, done BOOLEAN)")
+    for first in range(items.start, items.stop, CLAIMED):
+        claimed = items[first : first + CLAIMED]
+        with engine.begin() as connection:
+            found = connection.exec_driver_sql(f"SELECT at, done FROM claims WHERE item = {first}").first()
+            if lease_s is not None and found and (found.done or time.time() - found.at < lease_s):
+                continue
+            connection.exec_driver_sql(f"DELETE FROM claims WHERE item = {first}")
+            connection.exec_driver_sql(f"INSERT INTO claims VALUES ({first}, {time.time()}, FALSE)")
+        for item in claimed:
+            time.sleep(0.005)  # work
+            oracle.naive_item(url, item)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE claims SET done = TRUE WHERE item = {first}")
+
+
+@contextlib.contextmanager
+def naive_fleet(url: str, items: range, *, lease_s: float | None) -> Iterator[int]:
+    """One such program; its process id. lease_s: how long a claim counts; None = nobody looks at claims."""
+    process = FORK.Process(target=naive_owner, args=(url, items, lease_s))
+    process.start()
+    try:
+        yield process.pid or 0
+    finally:
+        process.kill()
+        process.join()
 
 
 def kill(pid: int, number: int = signal.SIGKILL) -> bool:

@@ -1,45 +1,130 @@
-"""Workers are killed."""
+"""Workers are killed: one, all, and what starts them."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Callable
 
 from tests.chaos.controls import NaivePool, kill
 from tests.chaos.scenario import scenario
-from tests.chaos.world import Watched, World, timed, under_chaos
+from tests.chaos.world import Watched, World, helper_pids, timed, under_chaos
 from tests.support.waiting import wait_until
 
+PER_KILL = 15
+"""Items between two kills."""
 
-@scenario("kill -9 a random worker", dose=60, soak=2000, bound="next item within 1 s", databases=("postgresql", "psycopg3"))
-def random_worker(world: World) -> None:
-    """One after the other, each when the one before is replaced; what counts is when the replacement begins an item."""
-    per_kill = 15
-    items = world.accounts((world.strikes + 2) * per_kill)
+
+def killed_again_and_again(
+    world: World, strike: Callable[[Watched], str], *, bound_s: float, what: str, **options: object
+) -> None:
+    """A run in which ``strike`` kills something now and then, each time when what it killed before is replaced.
+
+    Recovery is from the kill to the first item that a worker begins which was not there before.
+    """
+    items = world.accounts((world.strikes + 2) * PER_KILL)
     deaths: list[tuple[float, set[int]]] = []
 
     def chaos(run: Watched) -> None:
         for number in range(1, world.strikes + 1):
-            run.wait_for(number * per_kill + world.chance.randrange(per_kill))
+            run.wait_for(number * PER_KILL + world.chance.randrange(PER_KILL))
+            wait_until(lambda: run.is_over or run.workers(), 20.0, every_s=0.002)
             known = set(run.workers())
-            victim = run.one_worker()
-            deaths.append((time.monotonic(), known))
-            assert kill(victim)
-            world.struck("worker kills")
-            wait_until(lambda: run.is_over or set(run.workers()) - known, 10.0, every_s=0.002)  # noqa: B023
+            died = time.monotonic()
+            world.struck(strike(run))
+            deaths.append((died, known))
+            wait_until(lambda: run.is_over or set(run.workers()) - known, 20.0, every_s=0.002)  # noqa: B023
 
-    run = under_chaos(world, timed, items, chaos)
-    assert world.figures["worker kills"] >= world.strikes, "the run was over before all kills were done"
-    world.judge(items)
+    run = under_chaos(world, timed, items, chaos, **options)
+    assert len(deaths) == world.strikes, "the run was over before all kills were done"
+    ledger = world.judge(items)
+    assert ledger.counts.retries == 0
     starts = run.starts()
     for died, known in deaths:
-        begun = [at for pid, at in starts if pid not in known and at > died]
-        if begun:
-            world.within(min(begun) - died, 1.0, "recovery of a worker")
+        if begun := [at for pid, at in starts if pid not in known and at > died]:
+            world.within(min(begun) - died, bound_s, what)
+
+
+def one_worker(run: Watched) -> str:
+    assert kill(run.one_worker())
+    return "worker kills"
+
+
+@scenario("kill -9 a random worker", dose=60, soak=2000, bound="next item within 1 s", databases=("postgresql", "psycopg3"))
+def random_worker(world: World) -> None:
+    """One after the other, with either start method."""
+    method = "forkserver" if world.database == "postgresql" else "fork"
+    killed_again_and_again(world, one_worker, bound_s=1.0, what="recovery of a worker", start_method=method)
 
 
 @random_worker.control
-def _(world: World) -> str:
+def one_of_a_pool(world: World) -> str:
     with NaivePool(world) as pool:
         pool.wait_for(5)
         kill(pool.pids[0])
+        return pool.outcome()
+
+
+@scenario("SQLite: 4 workers, kill -9", dose=30, soak=500, bound="next item within 1 s", databases=("sqlite",))
+def sqlite_workers(world: World) -> None:
+    """No "database is locked" reaches anybody: an item that met one would be failed or retried."""
+    killed_again_and_again(world, one_worker, bound_s=1.0, what="recovery of a worker", workers=4)
+
+
+sqlite_workers.control(one_of_a_pool)
+
+
+@scenario("kill -9 all workers at once", dose=5, soak=50, bound="next item within 2 s")
+def all_workers(world: World) -> None:
+    """As when a control group's memory is used up."""
+
+    def everybody(run: Watched) -> str:
+        assert [pid for pid in run.workers() if kill(pid)]
+        return "kills of all workers"
+
+    killed_again_and_again(world, everybody, bound_s=2.0, what="recovery of all workers", workers=3)
+
+
+@all_workers.control
+def all_of_a_pool(world: World) -> str:
+    with NaivePool(world) as pool:
+        pool.wait_for(5)
+        for pid in pool.pids:
+            kill(pid)
+        return pool.outcome()
+
+
+def helper(kind: str) -> Callable[[Watched], str]:
+    """Kills a helper of multiprocessing's: "forkserver" or "resource_tracker"."""
+
+    def strike(run: Watched) -> str:
+        found = helper_pids(os.getpid(), kind)
+        assert found, f"there is no {kind}"
+        assert kill(found[0])
+        if kind == "resource_tracker":  # nobody needs it, so nothing has to be replaced: a worker's death shows that all goes on
+            assert kill(run.one_worker())
+        return f"kills of the {kind.replace('_', ' ')}".replace("forkserver", "fork server")
+
+    return strike
+
+
+@scenario("kill -9 of the fork server", dose=5, soak=50, bound="goes on with a new one, no item billed")
+def fork_server(world: World) -> None:
+    """It is the parent of the workers, which die with it."""
+    killed_again_and_again(world, helper("forkserver"), bound_s=2.0, what="recovery of the fork server")
+
+
+@scenario("kill -9 of the resource tracker", dose=5, soak=50, bound="goes on, no item billed")
+def resource_tracker(world: World) -> None:
+    """And of a worker with it, since the next start needs a new one."""
+    killed_again_and_again(world, helper("resource_tracker"), bound_s=2.0, what="recovery of the resource tracker")
+
+
+@fork_server.control
+@resource_tracker.control
+def pool_of_a_fork_server(world: World) -> str:
+    """The same pool under forkserver."""
+    with NaivePool(world, method="forkserver") as pool:
+        pool.wait_for(5)
+        kill(helper_pids(pool.pid, "forkserver")[0])
         return pool.outcome()

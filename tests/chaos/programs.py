@@ -8,9 +8,8 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-
-from sqlalchemy import text
 
 from tests.chaos.world import World, helper_pids, worker_pids
 from tests.support import oracle
@@ -23,7 +22,9 @@ JOBS = '''
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 from sqlalchemy import column, select, table
 from sqlalchemy.orm import Session
@@ -31,12 +32,18 @@ from sqlalchemy.orm import Session
 from batchrun import Context, job, keyset
 from tests.support import oracle
 
+HOLD = Path(__file__).parents[1] / "hold"
+
 
 @job
 def add_one(session: Session, item: int, ctx: Context, *, pause: float = 0.003) -> None:
     """Add one to an account, and leave a row that says so."""
     oracle.work(session, item, ctx.attempt)
     time.sleep(pause)  # work
+    if HOLD.exists():
+        HOLD.with_name(f"held-{os.getpid()}").touch()
+    while HOLD.exists():
+        time.sleep(0.01)  # work
 
 
 @add_one.items
@@ -61,22 +68,37 @@ class Ended:
 
 @dataclass
 class Project:
-    """A project folder with the job ``add_one`` over the accounts."""
+    """A project folder with the job ``add_one`` over the accounts. While the file ``hold`` is there, its items hang."""
 
     world: World
+    grace: float = 10.0
     started: list[Program] = field(default_factory=list)
 
     def __enter__(self) -> Project:
         jobs = self.world.folder / "project" / "jobs"
         jobs.mkdir(parents=True)
         (jobs / "chaos.py").write_text(JOBS)
-        (jobs.parent / "config.toml").write_text("[database]\nurl = '${CHAOS_URL}'\n")
+        (jobs.parent / "config.toml").write_text(f"[database]\nurl = '${{CHAOS_URL}}'\n[run]\ngrace = {self.grace}\n")
         return self
 
     def __exit__(self, *_: object) -> None:
         for program in self.started:
             program.kill()
             program.end()
+
+    @property
+    def hold(self) -> Path:
+        return self.world.folder / "project" / "hold"
+
+    def let_go(self) -> None:
+        """Items no longer hang."""
+        for path in [self.hold, *self.hold.parent.glob("held-*")]:
+            path.unlink(missing_ok=True)
+
+    def newest_run(self) -> str:
+        """The id of the newest run in the ledger."""
+        with engine_for(self.world.url).connect() as connection:
+            return str(oracle.scalar(connection, "SELECT id FROM batchrun_run ORDER BY started DESC LIMIT 1"))
 
     def start(self, *arguments: str, **environment: str) -> Program:
         """``batchrun ...`` as a process, with --json where it runs something; the URL is in the environment, not in argv."""
@@ -168,9 +190,3 @@ class Program:
             lines = out.splitlines()
             self.ended = Ended(self.process.returncode, json.loads(lines[-1]) if lines else {}, err)
         return self.ended
-
-
-def run_id(world: World) -> str:
-    """The id of the newest run in the ledger."""
-    with engine_for(world.url).connect() as connection:
-        return str(connection.execute(text("SELECT id FROM batchrun_run ORDER BY started DESC LIMIT 1")).scalar_one())
