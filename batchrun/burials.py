@@ -9,6 +9,7 @@ transaction="none", under way        unknown, or again where the job is idempote
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 STARTS_IN_VAIN = 3
 """Workers that die before they are ready, in a row, until the run gives up: starting more would mend nothing."""
 
+KILLED_IN_VAIN = 20
+"""The same where SIGKILL ends them: somebody from outside does that, who may stop doing it."""
+
 
 class Burials:
     """Deaths whose bill is not written yet. The book may be busy: a zombie can hold its row for a while."""
@@ -49,7 +53,7 @@ class Burials:
 
     def add(self, died: Died) -> None:
         """A worker is gone."""
-        if died.in_vain >= STARTS_IN_VAIN and not died.was_ready:
+        if not died.was_ready and died.in_vain >= (KILLED_IN_VAIN if died.exitcode == -signal.SIGKILL else STARTS_IN_VAIN):
             self.failure = self.failure or _in_vain(died)
         if begun := died.running + died.waiting:
             self._released.append((died.worker, [(died, order) for order in begun]))

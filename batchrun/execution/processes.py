@@ -12,8 +12,9 @@ import multiprocessing
 import multiprocessing.process
 import os
 import threading
+import warnings
 from collections.abc import Iterator
-from multiprocessing import forkserver, spawn
+from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -128,8 +129,22 @@ def _has_other_threads() -> bool:
 
 
 def _start(process: Any) -> None:
-    with _START_LOCK, without_main_module():
+    with _START_LOCK, without_main_module(), _a_dead_tracker_is_no_news():
         process.start()
+
+
+@contextlib.contextmanager
+def _a_dead_tracker_is_no_news() -> Iterator[None]:
+    """Somebody killed the resource tracker, whom we give nothing to track. The standard library starts another one, with a
+    warning that only worries, or, where warnings are errors, ends the run.
+    """
+    tracker: Any = resource_tracker._resource_tracker
+    if tracker._fd is None or tracker._check_alive():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "resource_tracker: process died", UserWarning)
+        yield
 
 
 def worker_pipe() -> tuple[Connection, Connection]:
