@@ -23,7 +23,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,7 @@ class Server:
         self._made_by = os.getpid()
         self._settings = {**_SETTINGS, **settings}
         self._process: subprocess.Popen[bytes] | None = None
+        self._launcher: ThreadPoolExecutor | None = None
         self._log_start = 0  # where the newest process began to write
         remove_leftovers()
         self.home, self._bin, self._identity = _settle()
@@ -140,6 +143,8 @@ class Server:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.stop("fast", 5.0)
         self.kill()
+        if self._launcher:
+            self._launcher.shutdown()
         shutil.rmtree(self.home, ignore_errors=True)
 
     # -------------------------------------------------------------------------------------- steps
@@ -171,8 +176,15 @@ class Server:
             part for name, value in {**self._settings, "port": str(self.port)}.items() for part in ("-c", f"{name}={value}")
         ]
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        if threading.current_thread() is threading.main_thread():
+            self._process = self._popen(settings)
+        else:  # PDEATHSIG means the thread that forked: one that lives as long as this object
+            self._launcher = self._launcher or ThreadPoolExecutor(1)
+            self._process = self._launcher.submit(self._popen, settings).result()
+
+    def _popen(self, settings: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [str(self._bin / "postgres"), "-D", str(self._data), *settings],
                 cwd=self.home,
                 env=_environment(),

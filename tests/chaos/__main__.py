@@ -79,7 +79,9 @@ class Stage:
         self.seed = seed
 
     @contextmanager
-    def world(self, scenario: Scenario, database: str, factor: float, slack: float, seed: int) -> Iterator[World]:
+    def world(
+        self, scenario: Scenario, database: str, factor: float, slack: float, seed: int, *, is_soak: bool = False
+    ) -> Iterator[World]:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="batchrun-chaos-")))
             stack.callback(self.server.start)
@@ -90,12 +92,12 @@ class Stage:
                 "psycopg3": self.server.url(name).replace("postgresql:", "postgresql+psycopg:", 1),
             }
             url = stories.with_password(urls[database])
-            yield World(scenario, database, url, factor, slack, seed, folder, self.server, self.clones)
+            yield World(scenario, database, url, factor, slack, seed, folder, self.server, self.clones, is_soak)
 
-    def play(self, line: Line, factor: float, slack: float, seed: int) -> None:
+    def play(self, line: Line, factor: float, slack: float, seed: int, *, is_soak: bool = False) -> None:
         """Play a scenario once and add its figures to the line."""
         began = time.monotonic()
-        with self.world(line.scenario, line.database, factor, slack, seed) as world:
+        with self.world(line.scenario, line.database, factor, slack, seed, is_soak=is_soak) as world:
             try:
                 line.scenario.story(world)
                 leaks.check_processes([self.server.pid])
@@ -144,7 +146,7 @@ def soak(stage: Stage, todo: list[Line], minutes: float, factor: float) -> None:
     todo[:] = [line for line in todo if line.scenario.soak]
     while time.monotonic() < until:
         line = min(todo, key=lambda one: (one.plays * one.scenario.strikes(factor) / one.scenario.soak, one.scenario.name))
-        stage.play(line, factor, 3.0, chance.randrange(10**9))
+        stage.play(line, factor, 3.0, chance.randrange(10**9), is_soak=True)
     for line in todo:
         print(line.text())
 

@@ -40,14 +40,20 @@ def slow_item(url: str, item: int) -> int:
 
 
 def naive_program(
-    news: Connection, url: str, items: range, work: Work, initializer: Callable[[], None] | None, method: str
+    news: Connection,
+    url: str,
+    items: range,
+    work: Work,
+    initializer: Callable[[], None] | None,
+    method: str,
+    workers: int,
 ) -> None:
-    """``multiprocessing.Pool(2)`` with a retry: items that raised are tried once more, since that is what one writes.
+    """``multiprocessing.Pool()`` with a retry: items that raised are tried once more, since that is what one writes.
 
     Sends (workers' pids, settled, failed) whenever that changes; ends when everything is settled.
     """
     os.setpgid(0, 0)
-    pool: Any = multiprocessing.get_context(method).Pool(2, initializer)
+    pool: Any = multiprocessing.get_context(method).Pool(workers, initializer)
     futures = {item: pool.apply_async(work, (url, item)) for item in items}
     retried = False
     told = None
@@ -77,10 +83,13 @@ class NaivePool:
         items: int = ITEMS,
         initializer: Callable[[], None] | None = None,
         method: str = "fork",
+        workers: int = 2,
+        url: str = "",
     ) -> None:
+        """url: the way to the world's database, where something is in between."""
         self.world, self.items = world, world.accounts(items)
         self._ours, self._theirs = FORK.Pipe(duplex=False)
-        given = (self._theirs, world.url, self.items, work, initializer, method)
+        given = (self._theirs, url or world.url, self.items, work, initializer, method, workers)
         self._process = FORK.Process(target=naive_program, args=given)
         self.pids: list[int] = []
         self._settled = 0
@@ -112,6 +121,11 @@ class NaivePool:
     def wait_for(self, settled: int) -> None:
         """Wait until so many items are settled; the pids of its workers are known then."""
         wait_until(lambda: self.settled >= settled, 20.0, every_s=0.001)
+
+    @property
+    def is_over(self) -> bool:
+        """Has it ended?"""
+        return not self._process.is_alive()
 
     def outcome(self) -> str:
         """Wait for the end or for a hang, and say what became of the items: "hangs, loses 3, doubles 1".

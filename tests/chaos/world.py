@@ -6,6 +6,7 @@ A story starts a run, in this process (``under_chaos``) or as a program of its o
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import random
@@ -19,7 +20,11 @@ from typing import Any
 
 from sqlalchemy import make_url, text
 
-from batchrun import Outcome, iter_parallel
+from batchrun import Outcome, Report, iter_parallel
+from batchrun.api import Place, start_job
+from batchrun.events import Event, Notice, Progressed, RunOpened
+from batchrun.jobs import Job
+from batchrun.options import RunOptions, with_options
 from tests.chaos.scenario import Scenario
 from tests.postgres import Server
 from tests.support import leaks, oracle
@@ -48,6 +53,7 @@ class World:
     folder: Path
     server: Server
     clones: Clones
+    is_soak: bool = False
     figures: Counter[str] = field(default_factory=Counter)
     texts: list[str] = field(default_factory=list)
 
@@ -156,6 +162,12 @@ class Watched:
         return [one.value for one in list(self.outcomes) if one.value is not None]
 
 
+def slow(session: Any, item: int, ctx: Any) -> None:
+    """The oracle's task, 10 ms an item, inside its transaction."""
+    oracle.work(session, item, ctx.attempt)
+    time.sleep(0.01)  # work
+
+
 def timed(session: Any, item: int, ctx: Any) -> tuple[int, float]:
     """The oracle's task; says who ran it and when it began, on the clock that all processes of a machine share."""
     begun = time.monotonic()
@@ -164,32 +176,98 @@ def timed(session: Any, item: int, ctx: Any) -> tuple[int, float]:
     return os.getpid(), begun
 
 
-def under_chaos(world: World, task: Any, items: range, chaos: Callable[[Watched], None], **options: Any) -> Watched:
-    """Carry a run out in this process while ``chaos`` strikes it from a thread. Raises what either of them raised."""
-    watched, errors = Watched(world, items), []
-    settings = {"name": RUN, "workers": 2, **options}
+@contextlib.contextmanager
+def struck_by(chaos: Callable[[Any], None], watched: Watched) -> Iterator[None]:
+    """``chaos`` strikes from a thread while the block runs. What it raised ends the block, as Ctrl-C would, and is raised."""
+    errors: list[BaseException] = []
 
     def strike() -> None:
         try:
             chaos(watched)
         except BaseException as error:
             errors.append(error)
+            if not watched.is_over:
+                _thread.interrupt_main()  # the run may wait for ever for what chaos has not brought back
 
     thread = threading.Thread(target=strike, name="chaos", daemon=True)
-    outcomes: Any = iter_parallel(task, items, world.url, **settings)
+    thread.start()
     try:
-        thread.start()
-        for outcome in outcomes:
-            watched.outcomes.append(outcome)
-            watched.arrivals.append(time.monotonic())
+        yield
+    except KeyboardInterrupt:
+        if not errors:
+            raise
     finally:
         watched.is_over = True
-        outcomes.close()
         thread.join(60)
     if errors:
         raise errors[0]
     assert not thread.is_alive(), "chaos did not come to its end"
+
+
+def under_chaos(
+    world: World, task: Any, items: range, chaos: Callable[[Watched], None], *, url: str = "", **options: Any
+) -> Watched:
+    """Carry a run out in this process while ``chaos`` strikes it from a thread. Raises what either of them raised.
+
+    url: the way to the world's database, where something is in between.
+    """
+    watched = Watched(world, items)
+    outcomes: Any = iter_parallel(task, items, url or world.url, **{"name": RUN, "workers": 2, **options})
+    with struck_by(chaos, watched), contextlib.closing(outcomes):
+        for outcome in outcomes:
+            watched.outcomes.append(outcome)
+            watched.arrivals.append(time.monotonic())
     return watched
+
+
+@dataclass
+class Told(Watched):
+    """A run opened as the command line does it, which tells what it notices, but not what became of single items.
+
+    steps: (when, how many items were settled by then). notices: what a person would read.
+    """
+
+    is_open: bool = False
+    steps: list[tuple[float, int]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    report: Report | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunOpened):
+            self.is_open = True
+        elif isinstance(event, Notice):
+            self.notices.append(event.text)
+        elif isinstance(event, Progressed) and event.counts.settled > self.settled:
+            self.steps.append((time.monotonic(), event.counts.settled))
+
+    @property
+    def settled(self) -> int:
+        return self.steps[-1][1] if self.steps else 0
+
+    @property
+    def run(self) -> str:
+        assert self.report is not None
+        return self.report.run
+
+    def first_after(self, at: float) -> float:
+        """How long after that moment the next item was settled, in seconds."""
+        return min((when for when, _ in self.steps if when > at), default=float("inf")) - at
+
+
+def told_under_chaos(
+    world: World, task: Any, items: range, chaos: Callable[[Told], None], *, url: str = "", **options: Any
+) -> Told:
+    """The same with a run that tells its notices; they are kept for the judge of secrets."""
+    told = Told(world, items)
+    job = Job("chaos", task, items=lambda: items)
+    place = Place(url or world.url, world.folder)
+    given = with_options(RunOptions(), {"workers": 2, **options})
+    try:
+        with struck_by(chaos, told):
+            told.report = start_job(job, {}, given, place, observers=(told,), captures_output=False)
+    finally:
+        world.said(*told.notices)
+    return told
 
 
 # ------------------------------------------------------------------------------------------ processes and sessions
@@ -235,3 +313,8 @@ def administration(world: World) -> Iterator[Any]:
     """A connection of the administrator's to the world's own database, in autocommit; PostgreSQL only."""
     with engine_for(world.url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield lambda statement, **values: connection.execute(text(statement), values)
+
+
+def by_driver(world: World, url: str) -> str:
+    """Another URL, for the driver that the scenario is played with."""
+    return make_url(url).set(drivername=make_url(world.url).drivername).render_as_string(hide_password=False)
