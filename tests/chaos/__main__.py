@@ -57,9 +57,9 @@ class Line:
 
 
 def add_up(into: Counter[str], figures: Counter[str]) -> None:
-    """Sums; of what is called worst, the maximum."""
+    """Sums; of what is called worst or most, the maximum."""
     for name, value in figures.items():
-        into[name] = max(into[name], value) if name.startswith("worst") else into[name] + value
+        into[name] = max(into[name], value) if name.startswith(("worst", "most")) else into[name] + value
 
 
 def shown(figures: Counter[str]) -> str:

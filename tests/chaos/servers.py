@@ -139,8 +139,8 @@ def terminated(world: World) -> None:
     items = world.accounts(240 * world.strikes)
 
     def chaos(run: Watched) -> None:
-        until = time.monotonic() + world.strikes
         run.wait_for(1)
+        until = time.monotonic() + world.strikes
         while time.monotonic() < until:
             assert not run.is_over, "the run was over too early"
             end_all_sessions(world)

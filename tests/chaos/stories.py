@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy import make_url
 
-from tests.chaos import kills, owners, parents, servers  # noqa: F401  # importing a module registers its scenarios
+from tests.chaos import commits, contention, kills, owners, parents, servers  # noqa: F401  # importing a module registers its scenarios
 from tests.chaos.scenario import SCENARIOS as ALL
 from tests.chaos.world import PASSWORD
 

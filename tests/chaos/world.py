@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ RUN = "chaos"
 class World:
     """One scenario, once. slack: bounds on time are met within so many times their length: 3 in the suite, 1 for the table.
 
-    figures: what the table shows; numbers are added up over several plays, those whose name begins with "worst" are maxima.
+    figures: what the table shows; numbers are added up over several plays, those whose name begins with "worst" (seconds)
+    or "most" are maxima.
     """
 
     scenario: Scenario
@@ -128,7 +129,6 @@ class Watched:
     """
 
     world: World
-    items: range
     outcomes: list[Outcome] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     is_over: bool = False
@@ -205,14 +205,14 @@ def struck_by(chaos: Callable[[Any], None], watched: Watched) -> Iterator[None]:
 
 
 def under_chaos(
-    world: World, task: Any, items: range, chaos: Callable[[Watched], None], *, url: str = "", **options: Any
+    world: World, task: Any, items: Iterable[int], chaos: Callable[[Watched], None], *, database: Any = None, **options: Any
 ) -> Watched:
     """Carry a run out in this process while ``chaos`` strikes it from a thread. Raises what either of them raised.
 
-    url: the way to the world's database, where something is in between.
+    database: another way to the world's own, such as an engine, or a URL where something is in between.
     """
-    watched = Watched(world, items)
-    outcomes: Any = iter_parallel(task, items, url or world.url, **{"name": RUN, "workers": 2, **options})
+    watched = Watched(world)
+    outcomes: Any = iter_parallel(task, items, database or world.url, **{"name": RUN, "workers": 2, **options})
     with struck_by(chaos, watched), contextlib.closing(outcomes):
         for outcome in outcomes:
             watched.outcomes.append(outcome)
@@ -258,7 +258,7 @@ def told_under_chaos(
     world: World, task: Any, items: range, chaos: Callable[[Told], None], *, url: str = "", **options: Any
 ) -> Told:
     """The same with a run that tells its notices; they are kept for the judge of secrets."""
-    told = Told(world, items)
+    told = Told(world)
     job = Job("chaos", task, items=lambda: items)
     place = Place(url or world.url, world.folder)
     given = with_options(RunOptions(), {"workers": 2, **options})

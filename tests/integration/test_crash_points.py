@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from batchrun import Report, run_parallel
@@ -284,33 +283,8 @@ def test_control_a_pool_with_a_file_of_what_is_done_doubles_when_its_parent_is_k
     assert verdict(pg_url, items).doubled
 
 
-# ------------------------------------------------------------------------------------------ COMMIT in doubt
+# ---------------------------------------------------------------- COMMIT in doubt (the workers': tests/chaos/commits.py)
 CUTS = 20
-
-
-@pytest.mark.parametrize(("where", "driver"), [("before", "psycopg2"), ("after", "psycopg2"), ("after", "psycopg")])
-def test_a_commit_in_doubt_is_settled_by_the_mark(pg_url: str, where: str, driver: str) -> None:
-    items = range(80)
-    oracle.create(pg_url, items)
-    with CuttingProxy(pg_url, where, most=CUTS, seed=SEED) as proxy:
-        url = proxy.url.replace("postgresql:", f"postgresql+{driver}:", 1)
-        report = run(oracle.task, items, url, retries=0)
-    assert proxy.cuts == CUTS
-    assert report.done == len(items), report.failures
-    ledger = assert_exactly_once(pg_url, "crash", items)
-    assert ledger.counts.retries == 0  # no attempt is counted for it
-
-
-@pytest.mark.parametrize("mode", ["chunk", "batched"])
-@pytest.mark.parametrize("where", ["before", "after"])
-def test_a_commit_in_doubt_of_many_items_is_settled_by_the_mark(pg_url: str, where: str, mode: str) -> None:
-    items = range(150)
-    oracle.create(pg_url, items)
-    with CuttingProxy(pg_url, where, most=CUTS, share=0.6, seed=SEED) as proxy:
-        report = run(oracle.batch if mode == "batched" else oracle.task, items, proxy.url, retries=3, **MODES[mode])
-    assert proxy.cuts >= 5
-    assert report.done == len(items), report.failures
-    assert_exactly_once(pg_url, "crash", items)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -323,24 +297,3 @@ def test_the_owners_commits_may_be_in_doubt_as_well(pg_url: str, where: str) -> 
     assert proxy.cuts > 5
     assert report.done == len(items) - 1, report.failures
     assert verdict(pg_url, items).is_exact
-
-
-def by_hand(url: str, item: int, *, retry: bool) -> None:
-    try:
-        oracle.naive_item(url, item)
-    except OperationalError:
-        if retry:
-            by_hand(url, item, retry=True)
-
-
-@pytest.mark.parametrize(("where", "retry"), [("before", False), ("after", True)])
-def test_control_by_hand_a_commit_in_doubt_is_lost_without_a_retry_and_doubled_with_one(
-    pg_url: str, where: str, retry: bool
-) -> None:
-    items = range(30)
-    oracle.create(pg_url, items)
-    with CuttingProxy(pg_url, where, most=5, seed=SEED, only=b"") as proxy:
-        for item in items:
-            by_hand(proxy.url, item, retry=retry)
-    seen = verdict(pg_url, items)
-    assert seen.doubled if retry else seen.lost
