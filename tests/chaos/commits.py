@@ -67,6 +67,6 @@ def cut(world: World) -> None:
 def _(world: World) -> str:
     """A retry doubles what was committed; what is hit twice is lost."""
     named = make_url(world.url).update_query_dict({"application_name": "naive"}).render_as_string(hide_password=False)
-    with CuttingProxy(named, tuple(PLACES), most=8, share=0.2, seed=world.seed, only=b"naive") as proxy:
-        with NaivePool(world, url=proxy.url) as pool:
-            return pool.outcome()
+    proxy = CuttingProxy(named, tuple(PLACES), most=8, share=0.2, seed=world.seed, only=b"naive")
+    with proxy, NaivePool(world, url=proxy.url) as pool:
+        return pool.outcome()

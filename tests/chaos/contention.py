@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from tests.chaos.controls import NaivePool
 from tests.chaos.scenario import scenario
-from tests.chaos.world import RUN, World, administration, under_chaos
+from tests.chaos.world import World, administration, under_chaos
 from tests.support import oracle
 from tests.support.databases import engine_for
 
@@ -29,6 +29,7 @@ def make_rows(world: World) -> None:
         execute("CREATE TABLE IF NOT EXISTS hot (id int PRIMARY KEY, n int NOT NULL)")
         execute(f"INSERT INTO hot SELECT n, 0 FROM generate_series(0, {ROWS - 1}) AS n")
         execute(f"ALTER DATABASE {name} SET deadlock_timeout = '20ms'")
+        execute(f"ALTER DATABASE {name} SET enable_seqscan = off")  # which would read, and so lock, all rows
 
 
 def crossing(session: Session, item: int, rows: int, pause_s: float) -> None:

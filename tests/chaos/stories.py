@@ -6,7 +6,17 @@ from collections.abc import Callable
 
 from sqlalchemy import make_url
 
-from tests.chaos import commits, contention, kills, owners, parents, servers  # noqa: F401  # importing a module registers its scenarios
+from tests.chaos import (  # noqa: F401  # importing a module registers its scenarios
+    commits,
+    connections,
+    contention,
+    forks,
+    kills,
+    owners,
+    parents,
+    poolers,
+    servers,
+)
 from tests.chaos.scenario import SCENARIOS as ALL
 from tests.chaos.world import PASSWORD
 

@@ -255,12 +255,12 @@ class Told(Watched):
 
 
 def told_under_chaos(
-    world: World, task: Any, items: range, chaos: Callable[[Told], None], *, url: str = "", **options: Any
+    world: World, task: Any, items: range, chaos: Callable[[Told], None], *, database: Any = None, **options: Any
 ) -> Told:
     """The same with a run that tells its notices; they are kept for the judge of secrets."""
     told = Told(world)
     job = Job("chaos", task, items=lambda: items)
-    place = Place(url or world.url, world.folder)
+    place = Place(database or world.url, world.folder)
     given = with_options(RunOptions(), {"workers": 2, **options})
     try:
         with struck_by(chaos, told):
@@ -296,7 +296,7 @@ def worker_pids(parent: int) -> list[int]:
         command = command_of(pid)
         if "multiprocessing.forkserver" in command:
             found += below.get(pid, [])
-        elif "resource_tracker" not in command and "postgres" not in command:
+        elif not any(other in command for other in ("resource_tracker", "postgres", "pgbouncer")):
             found.append(pid)
     return found
 

@@ -29,11 +29,20 @@ pool_mode = {mode}
 default_pool_size = {size}
 """
 
+_TLS = """client_tls_sslmode = allow
+client_tls_key_file = {home}/tls.key
+client_tls_cert_file = {home}/tls.crt
+"""
+
 
 class PgBouncer:
-    """One process over one server, for all its databases. mode: "transaction" or "session". size: connections to the server."""
+    """One process over one server, for all its databases.
 
-    def __init__(self, server_url: str, mode: str, size: int) -> None:
+    mode: "transaction" or "session". size: connections to the server. tls: files with a key and a certificate for those
+    clients that want TLS.
+    """
+
+    def __init__(self, server_url: str, mode: str, size: int, *, tls: tuple[Path, Path] | None = None) -> None:
         assert PROGRAM is not None
         url = make_url(server_url)
         self._identity = _identity()
@@ -41,9 +50,14 @@ class PgBouncer:
         self._port = _free_port()
         target = f"host={url.host} port={url.port or 5432} user={url.username}"
         target += f" password={url.password}" if url.password else ""
-        (self._home / "config.ini").write_text(_CONFIG.format(target=target, port=self._port, mode=mode, size=size))
+        config = _CONFIG.format(target=target, port=self._port, mode=mode, size=size)
+        if tls:
+            for given, name in zip(tls, ("tls.key", "tls.crt"), strict=True):
+                shutil.copy(given, self._home / name)
+            config += _TLS.format(home=self._home)
+        (self._home / "config.ini").write_text(config)
         if self._identity:  # as root it refuses to run
-            for path in (self._home, self._home / "config.ini"):
+            for path in (self._home, *self._home.iterdir()):
                 os.chown(path, self._identity["user"], self._identity["group"])
         with (self._home / "log").open("wb") as log:
             self._process = subprocess.Popen(
