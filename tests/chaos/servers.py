@@ -6,10 +6,11 @@ import os
 import signal
 import time
 
+from sqlalchemy import text
+
 from tests.chaos.controls import NaivePool, kill
 from tests.chaos.scenario import scenario
 from tests.chaos.world import Told, Watched, World, administration, slow, told_under_chaos, under_chaos
-from tests.support import oracle
 from tests.support.databases import engine_for
 from tests.support.waiting import wait_until
 
@@ -155,9 +156,9 @@ def terminated(world: World) -> None:
 def held_item(url: str, item: int) -> None:
     """An item whose transaction takes its 5 ms."""
     with engine_for(url).begin() as connection:
-        connection.execute(oracle.update(oracle.Account).where(oracle.Account.id == item).values(n=oracle.Account.n + 1))
+        connection.execute(text("UPDATE accounts SET n = n + 1 WHERE id = :item"), {"item": item})
         time.sleep(0.005)  # work
-        connection.execute(oracle.insert(oracle.Effect).values(item=item, worker=os.getpid(), attempt=1))
+        connection.execute(text("INSERT INTO effects (item, worker, attempt) VALUES (:item, 0, 1)"), {"item": item})
 
 
 @terminated.control
