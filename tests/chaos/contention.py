@@ -15,8 +15,11 @@ from tests.chaos.world import World, administration, under_chaos
 from tests.support import oracle
 from tests.support.databases import engine_for
 
-ROWS = 8
-PARTS = 4
+ROWS = 16
+CROSSED = 4
+"""So many of them are taken in random order."""
+
+PARTS = 8
 RETRIES = 7
 ADD = text("UPDATE hot SET n = n + 1 WHERE id = :row")
 SUM = text("SELECT sum(n) FROM hot WHERE id >= :low AND id < :high")
@@ -43,7 +46,7 @@ def crossing(session: Session, item: int, rows: int, pause_s: float) -> None:
 def deadlock_prone(session: Session, item: int, ctx: Any) -> None:
     """An item that takes two of the rows, in an order of its own."""
     oracle.work(session, item, ctx.attempt)
-    crossing(session, item, ROWS, 0.002)
+    crossing(session, item, CROSSED, 0.002)
 
 
 def skewed(session: Session, item: int, ctx: Any) -> None:
@@ -74,7 +77,7 @@ def judge(world: World, items: range, an_item: int) -> None:
     "deadlock-prone tasks: two rows in random order, retries=7", dose=1000, soak=50_000, bound="100 % done, at most 8 attempts"
 )
 def deadlocks(world: World) -> None:
-    """Four workers over eight rows."""
+    """Four workers over four rows."""
     items = world.accounts(world.strikes)
     make_rows(world)
     under_chaos(world, deadlock_prone, items, lambda _: None, workers=4, retries=RETRIES)
