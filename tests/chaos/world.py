@@ -137,6 +137,15 @@ class Watched:
     def settled(self) -> int:
         return len(self.outcomes)
 
+    def carry_out(self, task: Any, items: Iterable[Any], database: Any = None, **options: Any) -> None:
+        """Carry the run out, and keep its outcomes."""
+        settings = {"name": RUN, "workers": 2, **options}
+        outcomes: Any = iter_parallel(task, items, database or self.world.url, **settings)
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                self.outcomes.append(outcome)
+                self.arrivals.append(time.monotonic())
+
     def wait_for(self, settled: int, timeout_s: float = 60.0) -> None:
         """Wait until so many items are settled, or the run is over."""
         wait_until(lambda: self.is_over or self.settled >= settled, timeout_s, every_s=0.002, what=f"{settled} items are settled")
@@ -176,6 +185,13 @@ def timed(session: Any, item: int, ctx: Any) -> tuple[int, float]:
     return os.getpid(), begun
 
 
+def carried_out(world: World, task: Any, items: Iterable[Any], **options: Any) -> Watched:
+    """Carry a run out in this process; the task itself brings the chaos."""
+    watched = Watched(world)
+    watched.carry_out(task, items, **options)
+    return watched
+
+
 @contextlib.contextmanager
 def struck_by(chaos: Callable[[Any], None], watched: Watched) -> Iterator[None]:
     """``chaos`` strikes from a thread while the block runs. What it raised ends the block, as Ctrl-C would, and is raised."""
@@ -212,11 +228,8 @@ def under_chaos(
     database: another way to the world's own, such as an engine, or a URL where something is in between.
     """
     watched = Watched(world)
-    outcomes: Any = iter_parallel(task, items, database or world.url, **{"name": RUN, "workers": 2, **options})
-    with struck_by(chaos, watched), contextlib.closing(outcomes):
-        for outcome in outcomes:
-            watched.outcomes.append(outcome)
-            watched.arrivals.append(time.monotonic())
+    with struck_by(chaos, watched):
+        watched.carry_out(task, items, database, **options)
     return watched
 
 

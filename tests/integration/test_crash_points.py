@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from batchrun import Report, run_parallel
 from batchrun.ledger.owner import Owner
 from tests.support import crashes, oracle
-from tests.support.crashes import EXITS, PARENT_POINTS, POINTS, POISONS, Crashing, KillsTheForkServer, Poisonous
+from tests.support.crashes import EXITS, PARENT_POINTS, POINTS, Crashing, KillsTheForkServer, Poisonous
 from tests.support.databases import Clones, engine_for
 from tests.support.oracle import assert_exactly_once, verdict
 from tests.support.proxy import CuttingProxy
@@ -116,34 +116,7 @@ def test_control_a_pool_by_hand_that_retries_after_a_death_doubles(database_url:
     assert verdict(database_url, items).doubled == {1}
 
 
-def killing_task(item: int) -> int:
-    if item == 2:
-        crashes.die()
-    return item
-
-
-def test_control_multiprocessings_pool_hangs_when_a_worker_is_killed() -> None:
-    with multiprocessing.get_context("forkserver").Pool(2) as pool:
-        pending = pool.map_async(killing_task, range(6), chunksize=1)
-        with pytest.raises(multiprocessing.TimeoutError):
-            pending.get(timeout=3)
-
-
 # ------------------------------------------------------------------------------------------ poison
-def test_poison_of_any_kind_is_billed_to_one_item_each_and_quarantined_after_exactly_three_deaths(
-    database_url: str, tmp_path: Path
-) -> None:
-    items = range(45)
-    oracle.create(database_url, items)
-    report = run(Poisonous(tmp_path), items, database_url, retries=0)
-    ledger = assert_exactly_once(database_url, "crash", items)
-    assert ledger.of("quarantined") == set(POISONS)
-    assert {item: ledger.deaths[item] for item in POISONS} == dict.fromkeys(POISONS, 3)
-    assert {item: crashes.noted(tmp_path, item) for item in POISONS} == dict.fromkeys(POISONS, 3)
-    assert ledger.of("failed") == {EXITS}
-    assert (report.quarantined, report.failed, report.ok) == (len(POISONS), 1, False)
-
-
 @pytest.mark.parametrize("mode", ["chunk", "batched"])
 def test_poison_in_a_shared_transaction_is_tried_alone_before_it_is_billed(database_url: str, tmp_path: Path, mode: str) -> None:
     items, poison = range(60), (5, 23)
