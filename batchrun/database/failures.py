@@ -16,6 +16,8 @@ from batchrun.items import ItemError
 
 MAX_MESSAGE = 10_000
 MAX_TRACEBACK = 20_000
+MAX_SEARCHED = 1_000_000
+"""So many characters are searched for secrets, 0.1 s of work; half a secret at their end is far beyond what is shown."""
 
 
 class Meaning(enum.Enum):
@@ -147,14 +149,14 @@ def message_of(error: BaseException, hide: Callable[[str], str] = str) -> str:
         said = error.reason if isinstance(error, Skip | Retry) else str(getattr(error, "orig", None) or error)
     except BaseException as second:  # a broken __str__ is the task's fault and must not end the worker
         said = f"(its text cannot be shown: __str__ raised {type(second).__name__})"
-    return _clean(hide(said), MAX_MESSAGE)
+    return _clean(hide(said[:MAX_SEARCHED]), MAX_MESSAGE)
 
 
 def traceback_text(error: BaseException, hide: Callable[[str], str] = str) -> str:
     """The traceback as text, the frames of batchrun itself left out. Never raises."""
     try:
         lines = traceback.format_exception(type(error), error, _past_our_frames(error), limit=50)
-        return _clean(hide("".join(lines)), MAX_TRACEBACK)
+        return _clean(hide("".join(lines)[:MAX_SEARCHED]), MAX_TRACEBACK)
     except BaseException:  # a broken __str__, a recursion at its limit: the type is told elsewhere
         return ""
 

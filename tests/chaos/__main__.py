@@ -63,9 +63,13 @@ def add_up(into: Counter[str], figures: Counter[str]) -> None:
 
 
 def shown(figures: Counter[str]) -> str:
-    return ", ".join(
-        f"{name} {value:g} s" if name.startswith("worst") else f"{value:,} {name}" for name, value in figures.items()
-    )
+    return ", ".join(figure(name, value) for name, value in figures.items())
+
+
+def figure(name: str, value: float) -> str:
+    if not name.startswith("worst"):
+        return f"{value:,} {name}"
+    return f"{name} {value:g}" if name.endswith("MB") else f"{name} {value:g} s"
 
 
 class Stage:

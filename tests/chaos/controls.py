@@ -185,6 +185,29 @@ def naive_fleet(url: str, items: range, *, lease_s: float | None) -> Iterator[in
         process.join()
 
 
+@contextlib.contextmanager
+def alone(program: Callable[..., Any], *given: Any) -> Iterator[tuple[int, Connection]]:
+    """Run ``program(news, *given)`` as a process with a group of its own: (its pid, what it sends). The group is killed."""
+    ours, theirs = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_in_a_group, args=(program, theirs, *given))
+    process.start()
+    theirs.close()
+    assert process.pid is not None
+    try:
+        yield process.pid, ours
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _in_a_group(program: Callable[..., Any], *given: Any) -> None:
+    os.setpgid(0, 0)
+    program(*given)
+
+
 def kill(pid: int, number: int = signal.SIGKILL) -> bool:
     """Send a signal. False when the process was gone already."""
     try:

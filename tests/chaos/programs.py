@@ -100,10 +100,15 @@ class Project:
         with engine_for(self.world.url).connect() as connection:
             return str(oracle.scalar(connection, "SELECT id FROM batchrun_run ORDER BY started DESC LIMIT 1"))
 
-    def start(self, *arguments: str, **environment: str) -> Program:
-        """``batchrun ...`` as a process, with --json where it runs something; the URL is in the environment, not in argv."""
+    def start(self, *arguments: str, redirected: str = "", **environment: str) -> Program:
+        """``batchrun ...`` as a process, with --json where it runs something; the URL is in the environment, not in argv.
+
+        redirected: what a shell is to do with its streams, such as ``>&-``.
+        """
         wants_json = arguments[0] in ("run", "resume", "retry", "show", "runs")
         command = [sys.executable, "-m", "batchrun", *arguments, *(["--json"] if wants_json else [])]
+        if redirected:
+            command = ["sh", "-c", f'exec "$@" {redirected}', "sh", *command]
         process = subprocess.Popen(
             command,
             cwd=self.world.folder / "project",

@@ -12,12 +12,17 @@ from tests.chaos import (  # noqa: F401  # importing a module registers its scen
     contention,
     endings,
     forks,
+    growth,
     hangs,
     kills,
     owners,
     parents,
     poolers,
     servers,
+    sources,
+    streams,
+    transactions,
+    values,
 )
 from tests.chaos.scenario import SCENARIOS as ALL
 from tests.chaos.world import PASSWORD

@@ -85,6 +85,11 @@ class World:
         self.figures[f"worst {what}"] = max(self.figures[f"worst {what}"], round(took_s, 3))  # type: ignore[assignment]
         assert took_s <= bound_s * self.slack, f"{what} took {took_s:.2f} s; the bound is {bound_s:g} s x {self.slack:g}"
 
+    def within_memory(self, grown_mb: float, what: str, bound_mb: float = 50.0) -> None:
+        """Assert a bound on memory, whatever the slack, and keep the most for the table."""
+        self.figures[f"worst {what} in MB"] = max(self.figures[f"worst {what} in MB"], round(grown_mb, 1))  # type: ignore[assignment]
+        assert grown_mb < bound_mb, f"{what}: {grown_mb:.1f} MB; the bound is {bound_mb:g} MB"
+
     def said(self, *texts: str) -> None:
         """Keep what a person would see: no secret may be in it."""
         self.texts += texts

@@ -21,23 +21,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 
 from batchrun import iter_parallel, run_parallel
 from batchrun.errors import JobError
+from tests.support.awkward import Exits, RaisesWhenShown, TwoArguments, recursive
 from tests.support.effects import effect, effects, make, once
 
 # ------------------------------------------------------------------------------------- results that cannot cross
-
-
-class TwoArguments(Exception):
-    """Pickles, but cannot be read again."""
-
-    def __init__(self, one: str, two: str) -> None:
-        super().__init__(f"{one} and {two}")
-
-
-class Exits:
-    """Ends whoever reads it."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os._exit, (9,)
 
 
 class ExitsPolitely:
@@ -50,23 +37,8 @@ class RaisesWhenRead:
         return int, ("no number",)
 
 
-class RaisesWhenShown(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no text either")
-
-    __repr__ = __str__
-
-
 def raised(error: BaseException) -> Any:
     raise error
-
-
-def recursive() -> list[Any]:
-    """A structure as deep as no pickle goes."""
-    found: list[Any] = []
-    for _ in range(100_000):
-        found = [found]
-    return found
 
 
 RETURNED: dict[str, Callable[[], Any]] = {
