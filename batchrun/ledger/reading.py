@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, inspect, literal_column, select
+from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, literal_column, select
 
 from batchrun.codec import load, load_items
 from batchrun.database.runfolder import is_held, run_folder
 from batchrun.database.urls import sqlite_file
 from batchrun.errors import UnknownRun
 from batchrun.ledger import liveness
-from batchrun.ledger.schema import Tables, check_layout, tables
+from batchrun.ledger.schema import Tables, check_layout, exists, tables
 from batchrun.runs import FINISHED, Counts, FailureRecord, RunRecord, RunStatus
 
 TROUBLED = ("failed", "quarantined", "unknown")
@@ -266,7 +266,7 @@ class _NoLedger(Reading):
 def open_reading(engine: Engine, schema: str | None) -> Reading:
     """Look into the ledger, creating nothing. Raises ConfigError for a ledger of a newer layout."""
     known = tables(schema)
-    if not inspect(engine).has_table("batchrun_meta", schema=schema):
+    if not exists(engine, known):
         return _NoLedger(engine, known)
     check_layout(engine, known)
     return Reading(engine, known)

@@ -18,6 +18,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Double,
     Engine,
     Integer,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     Table,
     Text,
     event,
+    func,
     insert,
     inspect,
     select,
@@ -170,13 +172,27 @@ def ensure(engine: Engine, schema: str | None = None) -> Tables:
     if schema and engine.dialect.name == "sqlite":
         raise ConfigError(f"[ledger] schema: {schema!r} was given, but SQLite has no schemas; leave it out.")
     try:
-        if inspect(engine).has_table("batchrun_meta", schema=schema):
+        if exists(engine, known):
             check_layout(engine, known)
             return known
     except SQLAlchemyError as error:
         raise DatabaseError(f"The ledger's tables cannot be read: {message_of(error)}. {_by_hand(engine, schema)}") from None
     _create(engine, known)
     return known
+
+
+def exists(engine: Engine, known: Tables) -> bool:
+    """Whether the ledger's tables are there."""
+    with engine.connect() as connection:
+        return _has_meta(connection, known)
+
+
+def _has_meta(connection: Connection, known: Tables) -> bool:
+    """Not by SQLAlchemy's has_table(): on PostgreSQL it keeps the dialects of the last 128 engines, and each run has its own."""
+    if connection.dialect.name == "sqlite":
+        return inspect(connection).has_table(known.meta.name)
+    name = connection.dialect.identifier_preparer.format_table(known.meta)
+    return connection.scalar(select(func.to_regclass(name))) is not None
 
 
 def check_layout(engine: Engine, known: Tables) -> None:
@@ -196,14 +212,14 @@ def _create(engine: Engine, known: Tables) -> None:
         with engine.begin() as connection:
             if engine.dialect.name == "postgresql":  # two first runs at once: one makes the tables, one waits
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7317251120260)")
-            if inspect(connection).has_table("batchrun_meta", schema=known.schema):
+            if _has_meta(connection, known):
                 return
             if known.schema:
                 connection.execute(CreateSchema(known.schema, if_not_exists=True))
             known.metadata.create_all(connection, checkfirst=False)
             connection.execute(insert(known.meta).values(layout=LAYOUT))
     except DBAPIError as error:
-        if engine.dialect.name == "sqlite" and inspect(engine).has_table("batchrun_meta"):
+        if engine.dialect.name == "sqlite" and exists(engine, known):
             return  # another first run was quicker
         if (sqlstate_of(error) or "") not in ("42501", "25006", "3F000") and engine.dialect.name == "postgresql":
             raise
