@@ -423,14 +423,6 @@ def test_ledger_sql_prints_statements_that_make_the_ledger(project: Project) -> 
     assert project.run("run", "count", "--json").json["done"] == 20
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full", "2>/dev/full"])
-def test_the_exit_code_follows_the_result_when_a_standard_stream_is_gone(closed: str, lite: Project) -> None:
-    shell = f"exec {sys.executable} -m batchrun run count bad=2 --json {closed}"
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "BATCHRUN_DATABASE_URL": lite.url}
-    assert subprocess.run(["sh", "-c", shell], cwd=lite.folder, env=environ, stdin=subprocess.DEVNULL).returncode == 1
-    assert lite.effects() == [item for item in range(20) if item != 2]
-
-
 def test_a_bar_is_drawn_on_a_terminal_and_notices_stand_above_it(lite: Project, terminal: Callable[..., str]) -> None:
     screen = terminal("run", "count", "n=300", "bad=5")
     assert re.search(r"\d+%\|.*\d+/300 done, \d failed, 0 retried", screen)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import multiprocessing
 import os
 import threading
 import time
@@ -83,19 +82,6 @@ def test_an_overrun_is_rolled_back_on_sqlite_too(sqlite_url: str, kind: str) -> 
     report = run_parallel(TASKS[kind], range(8), sqlite_url, workers=2, timeout=0.5, kill_after=0.5, name="late")
     assert (report.done, report.failed) == (7, 1)
     assert effects(sqlite_url) == once(n for n in range(8) if n != 3)
-
-
-def naive_sleep(item: int) -> int:
-    if item == 3:
-        ctypes.PyDLL(None).usleep(4_000_000)
-    return item
-
-
-def test_control_a_plain_pool_cannot_end_a_c_loop() -> None:
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        result = pool.map_async(naive_sleep, range(8))
-        with pytest.raises(multiprocessing.TimeoutError):
-            result.get(timeout=2.0)
 
 
 def test_a_worker_whose_task_heeds_the_limit_is_not_killed() -> None:
