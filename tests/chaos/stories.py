@@ -1,4 +1,4 @@
-"""All scenarios, in the order of the table of faults."""
+"""All scenarios, by the modules that hold them."""
 
 from __future__ import annotations
 
