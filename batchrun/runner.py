@@ -327,15 +327,14 @@ class Runner:
     # Bury: bill what died, replace it.
 
     def _bury(self) -> None:
+        self._failure = self._failure or self._burials.failure
+        if self._stopping_since is None and self._failure is None:
+            self._executor.start()  # first, since a bill may have to wait for what the dead one left on the server
         with _Later(self):
             if self._burials.pending:
                 self._outages.check()
             for number in self._burials.settle():
                 self._ended.append(number)
-        if self._burials.failure:
-            self._failure = self._failure or self._burials.failure
-        if self._stopping_since is None and self._failure is None:
-            self._executor.start()
 
     # Checkpoint: what can wait a second.
 

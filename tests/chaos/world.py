@@ -2,6 +2,8 @@
 
 A story starts a run, in this process (``under_chaos``) or as a program of its own (``programs.py``), strikes it
 ``world.strikes`` times, and has the judge look at what is left. Everything random comes from ``world.chance``.
+
+Workers import this module for the tasks in it, and for those of scenarios: what only the parent needs is imported late.
 """
 
 from __future__ import annotations
@@ -16,20 +18,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url, text
 
-from batchrun import Outcome, Report, iter_parallel
-from batchrun.api import Place, start_job
-from batchrun.events import Event, Notice, Progressed, RunOpened
-from batchrun.jobs import Job
-from batchrun.options import RunOptions, with_options
 from tests.chaos.scenario import Scenario
 from tests.postgres import Server
 from tests.support import leaks, oracle
 from tests.support.databases import Clones, engine_for
 from tests.support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from batchrun import Outcome, Report
+    from batchrun.events import Event
 
 PASSWORD = "pa55-of-the-chaos-suite"
 """Part of every PostgreSQL URL here; the server trusts everybody, and no output may show it."""
@@ -144,6 +145,8 @@ class Watched:
 
     def carry_out(self, task: Any, items: Iterable[Any], database: Any = None, **options: Any) -> None:
         """Carry the run out, and keep its outcomes."""
+        from batchrun import iter_parallel
+
         settings = {"name": RUN, "workers": 2, **options}
         outcomes: Any = iter_parallel(task, items, database or self.world.url, **settings)
         with contextlib.closing(outcomes):
@@ -251,6 +254,8 @@ class Told(Watched):
     report: Report | None = None
 
     def __call__(self, event: Event) -> None:
+        from batchrun.events import Notice, Progressed, RunOpened
+
         if isinstance(event, RunOpened):
             self.is_open = True
         elif isinstance(event, Notice):
@@ -276,6 +281,10 @@ def told_under_chaos(
     world: World, task: Any, items: range, chaos: Callable[[Told], None], *, database: Any = None, **options: Any
 ) -> Told:
     """The same with a run that tells its notices; they are kept for the judge of secrets."""
+    from batchrun.api import Place, start_job
+    from batchrun.jobs import Job
+    from batchrun.options import RunOptions, with_options
+
     told = Told(world)
     job = Job("chaos", task, items=lambda: items)
     place = Place(database or world.url, world.folder)

@@ -257,15 +257,15 @@ def test_inside_a_running_loop_whose_signals_stay_its_own(tmp_path: Path) -> Non
 
     def signalled(item: int) -> int:
         os.kill(os.getpid(), signal.SIGTERM)
-        return asyncio.run(asyncio.sleep(0, item))
+        return asyncio.run(asyncio.sleep(0, item))  # work
 
     async def main() -> list[Any] | None:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, told.append, "SIGTERM")
         try:
             report = run_parallel(signalled, range(3), workers=1, progress=False, results=True, start_method="fork")
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # work: the loop's turn
+            await asyncio.sleep(0)  # work: the loop's turn
         finally:
             loop.remove_signal_handler(signal.SIGTERM)
         return report.results
