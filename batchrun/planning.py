@@ -32,8 +32,10 @@ def put_together(
     if workers == 0:
         executor = InlineExecutor(work, lambda: call.stop.level > 0)
     else:
-        told = {"captures_output": call.captures_output, "may_use_sqlite": work.may_use_sqlite}
-        launcher = Launcher(call.options.start_method, call.job.folder, pack_work(work), **told)
+        launcher = Launcher(
+            call.options.start_method, call.job.folder, pack_work(work), captures_output=call.captures_output,
+            may_use_sqlite=work.may_use_sqlite, preload=work.drivers,
+        )  # fmt: skip
         executor = LocalPool(launcher, workers, call.options)
     return RunPlan(
         job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,

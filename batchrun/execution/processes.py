@@ -13,7 +13,7 @@ import multiprocessing.process
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver, resource_tracker, spawn
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -22,7 +22,7 @@ from batchrun.errors import BatchrunError
 from batchrun.execution.starter import STARTER_NAME, Starter
 from batchrun.execution.worker import worker_main
 
-PRELOAD = ("batchrun.execution.worker", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "psycopg2")
+PRELOAD = ("batchrun.execution.worker", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "psycopg2.extras")
 """What the fork server imports once, so that a worker starts in milliseconds. A missing one is passed over."""
 
 _START_LOCK = threading.RLock()
@@ -82,8 +82,10 @@ class Launcher:
     """Starts workers that all do the same work."""
 
     def __init__(
-        self, method: str | None, folder: str | None, blob: bytes, *, captures_output: bool = False, may_use_sqlite: bool = False
-    ) -> None:
+        self, method: str | None, folder: str | None, blob: bytes, *, captures_output: bool = False, may_use_sqlite: bool = False,
+        preload: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """preload: further modules that every worker needs."""
         self.method = method or default_start_method()
         if self.method not in multiprocessing.get_all_start_methods():
             raise BatchrunError(f"The start method {self.method!r} does not exist on this system.")
@@ -93,7 +95,7 @@ class Launcher:
         self._captures_output = captures_output
         if default_start_method() == "forkserver":
             context: Any = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(list(PRELOAD))
+            context.set_forkserver_preload([*PRELOAD, *preload])
 
     def launch(self, theirs: Connection, number: int) -> Process:
         """Start worker ``number``. Raises EOFError or OSError when it cannot be started just now, as when the fork

@@ -51,6 +51,14 @@ class Work:
         """What a factory makes is not known here."""
         return any(spec is not None and (spec.is_sqlite or spec.url is None) for spec in (self.engine, self.books))
 
+    @property
+    def drivers(self) -> list[str]:
+        """Modules of the databases' drivers that are not preloaded for everybody."""
+        urls = [spec.url for spec in (self.engine, self.books) if spec is not None and spec.url is not None]
+        return (
+            ["sqlalchemy.dialects.postgresql.psycopg", "psycopg"] if any(u.drivername.endswith("+psycopg") for u in urls) else []
+        )
+
     def application_name(self, worker: int) -> str:
         """What the server shows for a worker's session; takeover and billing find leftovers by it."""
         epoch = self.marks.epoch if self.marks else 1
