@@ -127,7 +127,14 @@ def any_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left() -> Iterator[None]:
-    """After each test no process of ours may be left but the servers and multiprocessing's helpers."""
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test no process of ours may be left but the servers and multiprocessing's helpers, no descriptor more
+    than before, and no lock file. That no session is left is checked where a database goes.
+    """
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    before = leaks.descriptors()
     yield
     leaks.check_processes([server.pid for server in _servers if isinstance(server, Server)])
+    leaks.check_descriptors(before)
+    if folder:
+        leaks.check_files(folder)

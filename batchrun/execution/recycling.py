@@ -6,12 +6,12 @@ billed, and the others go on meanwhile.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 SETTLED_ORDERS = 3
 """A worker's baseline is the most it had after any of its first three orders. Chunks begin with one item, so by then it has
@@ -76,8 +76,9 @@ def memory_reader(limits: Limits) -> Callable[[], int]:
     """
     if limits.growth is None:
         return lambda: 0
-    with contextlib.suppress(OSError):
-        statm, page = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC), os.sysconf("SC_PAGE_SIZE")
-        return lambda: int(os.pread(statm, 128, 0).split()[1]) * page
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        page = os.sysconf("SC_PAGE_SIZE")
+        return lambda: int(statm.read_text().split()[1]) * page
     unit = 1 if sys.platform == "darwin" else 1024
     return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

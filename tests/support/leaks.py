@@ -1,4 +1,4 @@
-"""What a test may not leave behind: processes.
+"""What a test may not leave behind: processes, descriptors of this process, files of a run.
 
 A process is ours if it descends from this one, or (an orphan) if it was started with this test run's mark in its
 environment. The test server starts without the mark; multiprocessing's own helpers may stay.
@@ -7,11 +7,13 @@ environment. The test server starts without the mark; multiprocessing's own help
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 from tests.support.waiting import wait_until
@@ -54,6 +56,37 @@ def check_processes(allowed: Iterable[int | None] = (), timeout_s: float = 5.0) 
     """Wait until no process of ours is left; AssertionError lists those that stay."""
     spared = tuple(allowed)
     wait_until(lambda: not leftovers(spared), timeout_s, what=lambda: f"no child process is left: {leftovers(spared)}")
+
+
+def descriptors() -> dict[int, str]:
+    """The open descriptors of this process and what they lead to, without those of multiprocessing's helpers."""
+    spared = {
+        getattr(forkserver._forkserver, "_forkserver_alive_fd", None),
+        getattr(resource_tracker._resource_tracker, "_fd", None),
+    }
+    found = {}
+    for path in Path("/proc/self/fd").iterdir() if SEES_ALL else ():
+        with contextlib.suppress(OSError):  # that of the listing itself
+            if int(path.name) not in spared:
+                found[int(path.name)] = str(path.readlink())
+    return found
+
+
+def check_descriptors(before: dict[int, str], timeout_s: float = 5.0) -> None:
+    """Wait until nothing is open that was not open before; AssertionError lists what stays."""
+
+    def more() -> list[str]:
+        return [where for number, where in descriptors().items() if before.get(number) != where]
+
+    if more():
+        gc.collect()  # what a failed or interrupted run left in a cycle is not lost
+        wait_until(lambda: not more(), timeout_s, what=lambda: f"no further descriptor is open: {more()}")
+
+
+def check_files(folder: Path) -> None:
+    """No folder with a run's lock files is left beside a SQLite database."""
+    left = [path.name for path in folder.glob("*-batchrun-*")]
+    assert not left, f"lock files are left: {left}"
 
 
 def _is_ours(process: Process, everyone: dict[int, Process], me: int, spared: set[int]) -> bool:
