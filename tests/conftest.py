@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,8 +17,25 @@ from tests.support.pgbouncer import PgBouncer
 _servers: list[Postgres] = []
 
 
-def pytest_configure() -> None:
+_MEMORY = Path("/dev/shm")
+_MEMORY_FREE = 2 * 1024**3
+"""Bytes that must be free there: what all tests together leave is far less."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
     leaks.mark()
+    if not hasattr(config, "workerinput") and _is_memory(_MEMORY):
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))  # so that no commit of SQLite waits for a disk
+
+
+def _is_memory(folder: Path) -> bool:
+    """A file system in memory, with enough room for the tests' files."""
+    try:
+        kinds = {at: kind for _, at, kind in (line.split()[:3] for line in Path("/proc/mounts").read_text().splitlines())}
+        room = os.statvfs(folder)
+    except OSError:
+        return False
+    return kinds.get(str(folder)) == "tmpfs" and os.access(folder, os.W_OK) and room.f_bavail * room.f_frsize >= _MEMORY_FREE
 
 
 def pytest_report_header() -> str:
