@@ -11,6 +11,7 @@ import pytest
 
 from tests.postgres import LOCKED_PASSWORD, LOCKED_USER, Postgres, Server, connect
 from tests.support import leaks, pgbouncer
+from tests.support.commands import CommandLine
 from tests.support.databases import Clones
 from tests.support.pgbouncer import PgBouncer
 
@@ -142,6 +143,12 @@ def any_url(request: pytest.FixtureRequest) -> str:
     """The test runs three times: SQLite, PostgreSQL by psycopg2, PostgreSQL by psycopg 3."""
     url: str = request.getfixturevalue(_URLS[request.param])
     return url
+
+
+@pytest.fixture
+def batchrun(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line, called in this process: ``batchrun("show", "last", cwd=folder, NAME="value")``."""
+    return CommandLine(capsys)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,8 @@ from batchrun.events import Event, Notice, RunOpened
 from batchrun.jobs import Job
 from batchrun.options import RunOptions, with_options
 from batchrun.runs import Report
-from tests.support import crashes, oracle, scripts
+from tests.support import crashes, oracle
+from tests.support.commands import CommandLine
 from tests.support.databases import Clones, engine_for
 from tests.support.waiting import wait_until
 
@@ -240,10 +241,7 @@ def test_a_parent_that_waits_in_vain_gives_up_with_the_numbers(
 
 
 # ------------------------------------------------------------------------------------------ the command line
-PROJECT = """
-from pathlib import Path
-Path("jobs").mkdir()
-Path("jobs/plain.py").write_text('''
+JOB = """
 from batchrun import job
 from tests.support import oracle
 @job
@@ -252,17 +250,16 @@ def plain(session, item: int, ctx):
 @plain.items
 def items(session):
     return range(1, 31)
-''')
-Path("config.toml").write_text("[database]\\nurl = {url!r}\\n[run]\\nworkers = 'auto'\\n")
-from batchrun.cli.main import main
-main()
 """
 
 
-def test_the_command_line_refuses_with_exit_2_and_an_empty_stdout(role: Role, tmp_path: Path) -> None:
+def test_the_command_line_refuses_with_exit_2_and_an_empty_stdout(role: Role, tmp_path: Path, batchrun: CommandLine) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "plain.py").write_text(JOB)
+    (tmp_path / "config.toml").write_text(f"[database]\nurl = '{role.url}'\n[run]\nworkers = 'auto'\n")
     role.limit(5)
-    code, said, wrong = scripts.run(tmp_path, PROJECT.format(url=role.url), "run", "plain", "-j", "20", "--json")
-    assert (code, said) == (2, "")
-    assert "20 workers x 1 thread + 2 of the parent = 22" in wrong
-    assert "Take -j 3 (workers=3)" in wrong
+    done = batchrun("run", "plain", "-j", "20", "--json", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "20 workers x 1 thread + 2 of the parent = 22" in done.stderr
+    assert "Take -j 3 (workers=3)" in done.stderr
     assert runs(role.server.server.url(role.database)) == 0

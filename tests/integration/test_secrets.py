@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 
 from batchrun import BatchrunError, Skip, job, run_parallel
 from tests.support import scripts
+from tests.support.commands import CommandLine
 from tests.support.databases import engine_for
 
 SECRETS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=6, max_size=30).map(
@@ -165,38 +166,39 @@ def numbers():
 """
 
 
-def batchrun(folder: Path, *arguments: str, environ: dict[str, str]) -> tuple[int, str]:
+def as_process(folder: Path, *arguments: str, environ: dict[str, str]) -> tuple[int, str]:
     """Everything that it writes, and its exit code."""
-    source = "import sys; from batchrun.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", source, *arguments],
+        [sys.executable, "-m", "batchrun", *arguments],
         cwd=folder, env={**os.environ, "PYTHONPATH": str(scripts.ROOT), **environ}, capture_output=True, text=True,
         stdin=subprocess.DEVNULL, timeout=120,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
 
 
-def test_nothing_that_the_command_line_writes_has_a_secret(tmp_path: Path) -> None:
+def test_nothing_that_the_command_line_writes_has_a_secret(tmp_path: Path, batchrun: CommandLine) -> None:
     secret = "p@ss/w%rd'\"é \\x.*+?"
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "careless.py").write_text(PROJECT)
     (tmp_path / "config.toml").write_text('[database]\nurl = "sqlite:///x.db"\n[jobs.careless]\ntoken = "${TOKEN}"\n')
     (tmp_path / "config.toml").chmod(0o644)
     environ = {"TOKEN": secret}
-    code, told = batchrun(tmp_path, "run", "careless", "--json", environ=environ)
+    code, told = as_process(tmp_path, "run", "careless", "--json", environ=environ)
     assert code == 1, told
     assert "Warning" not in told  # what stands in the file is only the variable's name
     assert "no access with" in told
     assert "printed ***" in told
     check_hidden(secret, told)
     for command in (["show", "--json"], ["failures", "--format", "jsonl"], ["config"], ["show", "--debug"]):
-        check_hidden(secret, batchrun(tmp_path, *command, environ=environ)[1])
+        shown = batchrun(*command, cwd=tmp_path, **environ)
+        check_hidden(secret, shown.stdout, shown.stderr)
     check_hidden(secret, ledger_texts(create_engine(f"sqlite:///{tmp_path / 'x.db'}")))
     (tmp_path / "the_url").write_text(f"postgresql://app:{quote(secret, safe='')}@127.0.0.1:1/db")
     (tmp_path / "the_url").chmod(0o644)
     (tmp_path / "config.toml").write_text('[database]\nurl_file = "the_url"\n[jobs.careless]\ntoken = "${TOKEN}"\n')
-    code, told = batchrun(tmp_path, "run", "careless", "-q", "--debug", environ=environ)
-    assert code == 6, told
+    refused = batchrun("run", "careless", "-q", "--debug", cwd=tmp_path, **environ)
+    told = refused.stdout + refused.stderr
+    assert refused.returncode == 6, told
     assert told.count("chmod 600") == 1  # also with -q
     check_hidden(secret, told)
 

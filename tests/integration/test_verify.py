@@ -20,10 +20,9 @@ from sqlalchemy.orm import Session
 
 from batchrun import Context, Retry, Skip, iter_parallel, keyset, run_parallel
 from batchrun.api import Place, verify_run
-from batchrun.cli.main import run_arguments
-from batchrun.cli.output import Output
 from batchrun.jobs import Job
 from batchrun.ledger.verify import Verification
+from tests.support.commands import CommandLine
 from tests.support.databases import engine_for
 
 METADATA = MetaData()
@@ -221,23 +220,22 @@ JOB = """
 """
 
 
-def test_the_command_line(done: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_command_line(done: str, tmp_path: Path, batchrun: CommandLine) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "copy.py").write_text(dedent(JOB))
     (tmp_path / "config.toml").write_text(f'[database]\nurl = "{done}"\n')
 
-    def batchrun(*arguments: str) -> tuple[int, str]:
-        code = run_arguments(list(arguments), Output())
-        return code, capsys.readouterr().out
+    def called(*arguments: str) -> tuple[int, str]:
+        result = batchrun(*arguments, cwd=tmp_path)
+        return result.returncode, result.stdout
 
-    assert batchrun("run", "copy", "--workers", "0")[0] == 0
-    code, out = batchrun("verify", "copy")
+    assert called("run", "copy", "--workers", "0")[0] == 0
+    code, out = called("verify", "copy")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:]] == ["ok"] * 7, out
-    shown = json.loads(batchrun("verify", "--json")[1])
+    shown = json.loads(called("verify", "--json")[1])
     assert (shown["schema"], shown["job"], shown["ok"], len(shown["checks"])) == (1, "copy", True, 7)
     execute(done, "UPDATE batchrun_run SET next_no = next_no + 1 WHERE job = 'copy'")
-    code, out = batchrun("verify", "copy")
+    code, out = called("verify", "copy")
     assert (code, "WRONG" in out) == (1, True)
-    assert batchrun("verify", "unheard-of")[0] == 2
+    assert called("verify", "unheard-of")[0] == 2

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from batchrun.cli.main import run_arguments
-from batchrun.cli.output import Output
+from tests.support.commands import CommandLine, Result
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"--config", "--database-url", "--profile", "--debug", "--help"}
@@ -45,15 +43,6 @@ def items(session, count: int, since: str = "today"):
 '''
 
 
-@dataclass(frozen=True)
-class Result:
-    """How a command ended."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 Run = Callable[..., Result]
 
 
@@ -66,30 +55,6 @@ def process(shell: str, cwd: Path) -> Result:
 
 
 @pytest.fixture
-def batchrun(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """The command line, called in this process, in a working directory of one's own. It leaves no imported job behind."""
-    monkeypatch.setenv("COLUMNS", "80")
-    kept_path = list(sys.path)
-    kept_jobs = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "jobs"}
-
-    def called(*arguments: str, cwd: Path, **variables: str) -> Result:
-        monkeypatch.chdir(cwd)
-        with monkeypatch.context() as context:
-            for name, value in variables.items():
-                context.setenv(name, value)
-            capsys.readouterr()
-            code = run_arguments(list(arguments), Output())
-        out, err = capsys.readouterr()
-        return Result(code, out, err)
-
-    yield called
-    sys.path[:] = kept_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "jobs"]:
-        del sys.modules[name]
-    sys.modules.update(kept_jobs)
-
-
-@pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "config.toml").write_text("[run]\nretries = 5\n\n[profile.night.run]\nworkers = 7\n")
     (tmp_path / "jobs").mkdir()
@@ -98,7 +63,7 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(project: Path, batchrun: Run) -> Run:
+def run(project: Path, batchrun: CommandLine) -> Run:
     def called(*arguments: str, **variables: str) -> Result:
         result = batchrun(*arguments, cwd=project, **variables)
         assert "Traceback" not in result.stderr
@@ -166,7 +131,7 @@ def test_shared_options_stand_before_or_after_the_command_and_the_latter_wins(
         assert "profile night" in line
 
 
-def test_shared_options_stand_at_three_places_of_a_group(project: Path, tmp_path: Path, batchrun: Run) -> None:
+def test_shared_options_stand_at_three_places_of_a_group(project: Path, tmp_path: Path, batchrun: CommandLine) -> None:
     url = ["--database-url", "postgresql://nobody@localhost/none"]
     for arguments in ([*url, "ledger", "sql"], ["ledger", *url, "sql"], ["ledger", "sql", *url]):
         assert "CREATE TABLE" in batchrun(*arguments, cwd=project).stdout
@@ -230,7 +195,7 @@ def test_a_wrong_parameter_shows_the_parameters_of_the_job(run: Run) -> None:
         ]
 
 
-def test_without_a_project_the_paths_searched_are_named_and_how_to_make_one(tmp_path: Path, batchrun: Run) -> None:
+def test_without_a_project_the_paths_searched_are_named_and_how_to_make_one(tmp_path: Path, batchrun: CommandLine) -> None:
     for command in (["run", "send"], ["jobs"], ["resume"], ["retry", "last"], ["runs"], ["show"]):
         result = batchrun(*command, cwd=tmp_path)
         assert result.returncode == 2
@@ -256,7 +221,7 @@ def test_a_job_that_raises_on_import_names_its_line(project: Path, run: Run) -> 
 
 
 # ---------------------------------------------------------------------------------------------------- debug, secrets
-def test_a_traceback_is_shown_only_with_debug(project: Path, batchrun: Run) -> None:
+def test_a_traceback_is_shown_only_with_debug(project: Path, batchrun: CommandLine) -> None:
     for arguments, variables in ((["--debug", "show"], {}), (["show", "--debug"], {}), (["show"], {"BATCHRUN_DEBUG": "1"})):
         result = batchrun(*arguments, cwd=project, **variables)
         assert result.returncode == 2
@@ -267,7 +232,7 @@ def test_a_traceback_is_shown_only_with_debug(project: Path, batchrun: Run) -> N
 @pytest.mark.parametrize(
     "arguments", [["config"], ["--debug", "runs"], ["--debug", "run", "send", "count=1"], ["--debug", "jobs", "send"]]
 )
-def test_no_secret_is_written_not_even_in_a_traceback(arguments: list[str], project: Path, batchrun: Run) -> None:
+def test_no_secret_is_written_not_even_in_a_traceback(arguments: list[str], project: Path, batchrun: CommandLine) -> None:
     url = "postgresql://app:hunter2secret@127.0.0.1:1/app"
     result = batchrun(*arguments, "--database-url", url, cwd=project)
     assert "hunter2secret" not in result.stdout + result.stderr
@@ -309,7 +274,7 @@ def test_config_shows_every_value_with_its_origin(run: Run) -> None:
     assert ["run.transaction", "item", "built-in"] in rows
 
 
-def test_init_makes_a_project_and_says_what_to_run(tmp_path: Path, batchrun: Run) -> None:
+def test_init_makes_a_project_and_says_what_to_run(tmp_path: Path, batchrun: CommandLine) -> None:
     result = batchrun("init", "new", cwd=tmp_path)
     assert result.returncode == 0
     assert result.stdout.splitlines() == ["new/config.toml", "new/jobs/example.py", "new/tests/test_jobs.py"]
