@@ -94,6 +94,23 @@ def pg_url(clones: Clones, pg_database: str) -> str:
     return clones.server.url(pg_database)
 
 
+@pytest.fixture(scope="module")
+def kept_database(clones: Clones) -> Iterator[str]:
+    """The name of one database for all tests of a module, in which each finds what the last one left."""
+    with clones.clone() as name:
+        yield name
+
+
+@pytest.fixture
+def kept_url(clones: Clones, kept_database: str) -> Iterator[str]:
+    """As ``pg_url``, in the module's database, for tests that empty it first: a database for each can cost more than the test.
+
+    A module whose tests all do that says so: ``pg_url`` there returns this.
+    """
+    yield clones.server.url(kept_database)
+    clones.check_sessions(kept_database)
+
+
 @pytest.fixture
 def psycopg_url(pg_url: str) -> str:
     """``postgresql+psycopg://...``: psycopg 3."""

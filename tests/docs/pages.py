@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.commands import CommandLine
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -71,13 +73,13 @@ class Project:
             command, cwd=self.folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
         )
 
-    def carry_out(self, shell: str) -> list[str]:
-        """Run each line that begins with ``batchrun``; returns those whose exit code is not 0 or what ``# exit N`` says."""
+    def carry_out(self, shell: str, batchrun: CommandLine) -> list[str]:
+        """Call each line that begins with ``batchrun``; returns those whose exit code is not 0 or what ``# exit N`` says."""
         wrong = []
         for line in shell.splitlines():
             if line.startswith("batchrun "):
                 wanted = _WANTED_EXIT.search(line)
-                done = self.run("-m", *shlex.split(line, comments=True))
+                done = batchrun(*shlex.split(line, comments=True)[1:], cwd=self.folder)
                 if done.returncode != (int(wanted[1]) if wanted else 0):
                     wrong.append(f"{line}\n-> {done.returncode}\n{done.stdout}{done.stderr}")
         return wrong

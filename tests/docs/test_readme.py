@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import multiprocessing
 import os
 import re
@@ -12,6 +13,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
 from sqlalchemy import create_engine, text
 from typer.testing import CliRunner
 
@@ -23,8 +26,9 @@ from batchrun.ledger import schema
 from batchrun.options import OPTION_NAMES, SETTING_NAMES
 from batchrun.reporting.jsonout import RUN_KEYS
 from batchrun.runs import RunStatus
+from tests.support.commands import CommandLine
 
-from .pages import PAGES, ROOT, Project, anchors, blocks, links, project, section, shell_of
+from .pages import PAGES, ROOT, anchors, blocks, links, project, section, shell_of
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "docs" / "guide.md"
@@ -53,13 +57,13 @@ def test_the_quick_start_runs_a_job_that_is_there() -> None:
     assert re.search(rf"^def {name}\(", (ROOT / "jobs" / f"{name}.py").read_text(), re.MULTILINE)
 
 
-def test_the_code_of_the_readme_runs_and_applies_each_effect_once(tmp_path: Path) -> None:
+def test_the_code_of_the_readme_runs_and_applies_each_effect_once(tmp_path: Path, batchrun: CommandLine) -> None:
     made = project(README, tmp_path)
     for _ in range(2):
         done = made.run("first.py")
         assert (done.stdout, done.stderr) == ("done 200 exactly-once\n", "")
         assert credits_in(tmp_path) == [(105, 200)]
-    assert made.carry_out(shell_of(README, after="## A first job")) == []
+    assert made.carry_out(shell_of(README, after="## A first job"), batchrun) == []
     assert credits_in(tmp_path) == [(105 + round(105 * 0.015), 200)]
 
 
@@ -85,9 +89,9 @@ def dies_at_three(number: int) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------- guide
-def test_the_files_and_commands_of_the_guide_do_what_it_says(tmp_path: Path) -> None:
+def test_the_files_and_commands_of_the_guide_do_what_it_says(tmp_path: Path, batchrun: CommandLine) -> None:
     made = project(GUIDE, tmp_path)
-    assert made.carry_out(shell_of(GUIDE)) == []
+    assert made.carry_out(shell_of(GUIDE), batchrun) == []
     assert made.run("script.py").stdout == "[2119, 2675, 1605, 6099]\none done 3\nthree done 5\n"
     assert len((tmp_path / "outbox.txt").read_text().splitlines()) == 4
     tested = made.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_price.py")
@@ -247,8 +251,9 @@ def upgrades(folder: Path, url: str, recipe: str, *, schemas: bool = False) -> s
     (folder / "alembic" / "script.py.mako").write_text(MAKO)
     env = ENV_PY.format(recipe=recipe, url=url, schemas=schemas, handed_over=handed_over)
     (folder / "alembic" / "env.py").write_text(env)
-    done = Project(folder).run("-m", "alembic", "revision", "--autogenerate", "-m", "made")
-    assert done.returncode == 0, done.stderr
+    config = Config(folder / "alembic.ini", stdout=io.StringIO())
+    config.set_main_option("script_location", str(folder / "alembic"))
+    command.revision(config, "made", autogenerate=True)
     (made,) = versions.glob("*.py")
     return made.read_text().partition("def upgrade")[2].partition("def downgrade")[0]
 

@@ -36,7 +36,7 @@ class CommandLine:
     capsys: pytest.CaptureFixture[str]
 
     def __call__(self, *arguments: str, cwd: Path, **variables: str) -> Result:
-        with pytest.MonkeyPatch.context() as context, own_jobs():
+        with pytest.MonkeyPatch.context() as context, own_modules(cwd):
             context.chdir(cwd)
             context.setenv("COLUMNS", "80")
             for name in [name for name in os.environ if name.startswith("BATCHRUN_") and name != leaks.MARK]:
@@ -50,19 +50,24 @@ class CommandLine:
 
 
 @contextmanager
-def own_jobs() -> Iterator[None]:
-    """Jobs are imported anew, and none is left behind."""
-    kept_path = list(sys.path)
-    kept = forget_jobs()
+def own_modules(folder: Path) -> Iterator[None]:
+    """Jobs, and what they import from their project's folder, are imported anew; none of it is left behind."""
+    kept_path, kept = list(sys.path), dict(sys.modules)
+    for name in [name for name in kept if name.partition(".")[0] == "jobs"]:
+        del sys.modules[name]
     linecache.clearcache()  # a file that was changed is read again
     try:
         yield
     finally:
         sys.path[:] = kept_path
-        forget_jobs()
-        sys.modules.update(kept)
+        for name in [
+            name for name, module in sys.modules.items() if module is not kept.get(name) and is_of(module, name, folder)
+        ]:
+            del sys.modules[name]
+        sys.modules.update({name: module for name, module in kept.items() if name.partition(".")[0] == "jobs"})
 
 
-def forget_jobs() -> dict[str, object]:
-    """Takes every imported job out of ``sys.modules``, and returns them."""
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "jobs"}
+def is_of(module: object, name: str, folder: Path) -> bool:
+    """The jobs package, or a module from a file of the project."""
+    file = getattr(module, "__file__", None)
+    return name.partition(".")[0] == "jobs" or (file is not None and Path(file).is_relative_to(folder))
