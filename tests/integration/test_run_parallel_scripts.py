@@ -122,7 +122,9 @@ SLOW = """
 """
 
 
-@pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.parametrize(
+    ("database_url", "to_group"), [("sqlite", True), ("postgresql", True), ("postgresql", False)], indirect=["database_url"]
+)
 def test_ctrl_c_is_raised_again_after_a_clean_stop_and_no_worker_is_left(
     database_url: str, tmp_path: Path, to_group: bool
 ) -> None:
@@ -190,6 +192,7 @@ BLOCKED = """
 """
 
 
+@pytest.mark.parametrize("any_url", ["sqlite", "psycopg3"], indirect=True)  # psycopg2: tests/chaos, the scenario cron_overlap
 def test_a_name_that_runs_in_another_process_is_already_running(any_url: str, tmp_path: Path) -> None:
     make(any_url)
     process = scripts.start(tmp_path, BLOCKED, any_url)
@@ -202,16 +205,17 @@ def test_a_name_that_runs_in_another_process_is_already_running(any_url: str, tm
     assert effects(any_url) == once(range(3))
 
 
-def test_a_run_whose_owner_was_killed_goes_on_at_once(any_url: str, tmp_path: Path) -> None:
-    make(any_url)
-    process = scripts.start(tmp_path, SLOW, any_url, "0.03")
-    wait_until(lambda: len(effects(any_url)) >= 5, 30)
+def test_a_run_whose_owner_was_killed_goes_on_at_once(psycopg_url: str, tmp_path: Path) -> None:
+    """By another program, and by psycopg 3. The rest: test_crash_points.py; tests/chaos, the scenario ``parent``."""
+    make(psycopg_url)
+    process = scripts.start(tmp_path, SLOW, psycopg_url, "0.03")
+    wait_until(lambda: len(effects(psycopg_url)) >= 5, 30)
     process.kill()
     process.communicate()
 
-    report = run_parallel(scripts_task, range(200), any_url, workers=2, name="slow", accept_changes=True)
+    report = run_parallel(scripts_task, range(200), psycopg_url, workers=2, name="slow", accept_changes=True)
     assert (report.done, report.pending) == (200, 0)
-    assert effects(any_url) == once(range(200))
+    assert effects(psycopg_url) == once(range(200))
 
 
 def scripts_task(session: object, item: int) -> None:
