@@ -5,7 +5,9 @@
 --only TEXT   scenarios whose name contains it; may be repeated
 --seed N      the same seed plays the same chances
 --controls    also what the same faults do to a naive pool
---json FILE   the figures as JSON
+--json FILE   the figures as JSON; --markdown FILE as a table
+
+Ctrl-C ends a soak after the scenario that is being played.
 """
 
 from __future__ import annotations
@@ -15,61 +17,23 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 from tests.chaos import stories
+from tests.chaos.figures import Line, markdown, totals
 from tests.chaos.scenario import Scenario
 from tests.chaos.world import World
 from tests.postgres import Server
 from tests.support import leaks
 from tests.support.databases import Clones
-
-
-@dataclass
-class Line:
-    """One line of the table: a scenario on a database, over all its plays."""
-
-    scenario: Scenario
-    database: str
-    plays: int = 0
-    seconds: float = 0.0
-    figures: Counter[str] = field(default_factory=Counter)
-    control: str = ""
-    failures: list[str] = field(default_factory=list)
-
-    def add(self, figures: Counter[str], seconds: float) -> None:
-        self.plays += 1
-        self.seconds += seconds
-        add_up(self.figures, figures)
-
-    def text(self) -> str:
-        verdict = f"FAILED {len(self.failures)} of {self.plays}" if self.failures else "0 lost, 0 doubled, nothing left"
-        control = f" | a naive pool {self.control}" if self.control else ""
-        return f"{self.scenario.name} | {self.database} | {verdict} | {shown(self.figures)} | {self.seconds:.0f} s{control}"
-
-
-def add_up(into: Counter[str], figures: Counter[str]) -> None:
-    """Sums; of what is called worst or most, the maximum."""
-    for name, value in figures.items():
-        into[name] = max(into[name], value) if name.startswith(("worst", "most")) else into[name] + value
-
-
-def shown(figures: Counter[str]) -> str:
-    return ", ".join(figure(name, value) for name, value in figures.items())
-
-
-def figure(name: str, value: float) -> str:
-    if not name.startswith("worst"):
-        return f"{value:,} {name}"
-    return f"{name} {value:g}" if name.endswith("MB") else f"{name} {value:g} s"
 
 
 class Stage:
@@ -148,18 +112,17 @@ def soak(stage: Stage, todo: list[Line], minutes: float, factor: float) -> None:
     """Play for so long, always the line that is furthest behind its share of the soak."""
     chance, until = random.Random(stage.seed), time.monotonic() + minutes * 60
     todo[:] = [line for line in todo if line.scenario.soak]
+
+    def enough(number: int, frame: FrameType | None) -> None:
+        nonlocal until
+        until = 0.0
+
+    signal.signal(signal.SIGINT, enough)
     while time.monotonic() < until:
         line = min(todo, key=lambda one: (one.plays * one.scenario.strikes(factor) / one.scenario.soak, one.scenario.name))
         stage.play(line, factor, 3.0, chance.randrange(10**9), is_soak=True)
     for line in todo:
         print(line.text())
-
-
-def totals(todo: list[Line]) -> str:
-    every: Counter[str] = Counter()
-    for line in todo:
-        add_up(every, line.figures)
-    return f"{shown(every)}; {sum(len(line.failures) for line in todo)} plays failed"
 
 
 def main() -> int:
@@ -173,6 +136,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CHAOS_SEED", "20261123")))
     parser.add_argument("--controls", action="store_true")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     todo = lines(given.only)
     with ExitStack() as stack:
@@ -183,13 +147,10 @@ def main() -> int:
         else:
             table(stage, todo, given.dose, controls=given.controls)
     print(totals(todo))
+    if given.markdown:
+        given.markdown.write_text(markdown(todo))
     if given.json:
-        found = [
-            {"scenario": line.scenario.name, "database": line.database, "plays": line.plays, "seconds": round(line.seconds, 1),
-             "figures": dict(line.figures), "control": line.control, "failures": line.failures}
-            for line in todo
-        ]  # fmt: skip
-        given.json.write_text(json.dumps({"seed": given.seed, "lines": found}, indent=1))
+        given.json.write_text(json.dumps({"seed": given.seed, "lines": [line.json() for line in todo]}, indent=1))
     return 1 if any(line.failures for line in todo) else 0
 
 

@@ -114,8 +114,6 @@ MODES: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("mode", "how", "driver"),
     [
-        ("item", "fast", "psycopg2"),
-        ("item", "immediate", "psycopg"),
         ("chunk", "immediate", "psycopg2"),
         ("batched", "fast", "psycopg"),
     ],

@@ -26,7 +26,6 @@ from tests.support import tpch
 from tests.support.databases import engine_for
 from tests.support.effects import scalar
 from tests.support.scripts import ROOT
-from tests.support.waiting import wait_until
 
 DRIVER = """
 import json, sys
@@ -319,47 +318,3 @@ def test_nothing_is_lost_or_doubled_when_a_worker_and_then_the_parent_are_killed
             tpch.load(database_url, tpch_folder)
         killed_twice_and_resumed(project, job, database_url, chance)
         check(database_url, job)
-
-
-NAIVE = """
-import csv, sys
-from multiprocessing import get_context
-from sqlalchemy.orm import Session
-from jobs._models import create_tables
-from jobs.import_flights import import_flights
-from tests.support.databases import engine_for
-
-def work(rows):
-    with Session(engine_for(sys.argv[1])) as session:
-        import_flights(session, rows)
-        session.commit()
-
-if __name__ == "__main__":
-    with Session(engine_for(sys.argv[1])) as session:
-        create_tables(session)
-    with open("part.csv") as lines:
-        rows = list(csv.DictReader(lines))
-    with get_context("fork").Pool(1) as pool:
-        pool.map(work, [rows[n : n + 200] for n in range(0, len(rows), 200)], chunksize=1)
-"""
-
-
-def test_control_a_plain_pool_that_is_killed_and_started_again_doubles(project: Path, sqlite_url: str) -> None:
-    (project / "naive.py").write_text(NAIVE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "naive.py", sqlite_url]
-    process = subprocess.Popen(command, cwd=project, env=environment, stderr=subprocess.DEVNULL)
-    wait_until(lambda: so_far(sqlite_url, PART), 60, every_s=0.005)
-    with frozen(sqlite_url, "flights"):
-        assert 0 < so_far(sqlite_url, PART) < PART.total
-        for pid in children_of(process.pid):
-            os.kill(pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
-    subprocess.run(command, cwd=project, env=environment, check=True)
-    with pytest.raises(AssertionError):
-        check_import(sqlite_url, PART.total)
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -76,28 +75,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def silent_s(url: str) -> float:
     return float(scalar(url, "SELECT extract(epoch FROM clock_timestamp()) - heartbeat FROM batchrun_run"))
-
-
-def test_an_owner_that_was_stopped_past_its_lease_writes_nothing_more_when_it_wakes(
-    pg_url: str, tmp_path: Path, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(pg_url)
-    process = start(pg_url)
-    wait_until((tmp_path / "begun").exists, 30)
-    process.send_signal(signal.SIGSTOP)
-    with pytest.raises(AlreadyRunning, match=f"process {process.pid} on "):  # the control: within its lease it keeps its run
-        run(pg_url)
-    monkeypatch.setattr(liveness, "LEASE_S", 1.0)
-    wait_until(lambda: silent_s(pg_url) > 1.0, 10)
-    assert run(pg_url).done == 6
-    before = scalar(pg_url, "SELECT max(epoch) FROM batchrun_run"), effects(pg_url)
-    (tmp_path / "go").touch()
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=30)
-    assert out.startswith("75 "), out + err
-    assert f"was taken over by process {os.getpid()} on " in out
-    assert (scalar(pg_url, "SELECT max(epoch) FROM batchrun_run"), effects(pg_url)) == before
-    assert effects(pg_url) == once(range(6))
 
 
 def test_of_four_that_resume_at_once_three_are_told_who_was_quicker(

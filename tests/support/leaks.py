@@ -26,12 +26,30 @@ SEES_ALL = sys.platform == "linux"
 
 @dataclass(frozen=True)
 class Process:
-    """A process as /proc shows it. A zombie is not listed: it is dead, its parent has only not looked yet."""
+    """A process as /proc shows it. A zombie is not listed: it is dead, its parent has only not looked yet.
+
+    What is not needed to see that it is somebody else's is read late: a look at all processes comes after every test.
+    """
 
     pid: int
     parent: int
-    command: str
-    is_marked: bool
+    started: int = 0
+
+    @property
+    def command(self) -> str:
+        return self._file("cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+
+    @property
+    def is_marked(self) -> bool:
+        return f"{MARK}={os.getpid()}".encode() in self._file("environ").split(b"\0")
+
+    def _file(self, name: str) -> bytes:
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            return Path(f"/proc/{self.pid}/{name}").read_bytes()
+        return b""
+
+    def __str__(self) -> str:
+        return f"{self.pid}, child of {self.parent}: {self.command}"
 
     @property
     def looks_like_helper(self) -> bool:
@@ -46,7 +64,7 @@ def mark() -> None:
 def leftovers(allowed: Iterable[int | None] = ()) -> list[Process]:
     """Processes of ours that are alive, without multiprocessing's helpers and what descends from ``allowed``."""
     if not SEES_ALL:
-        return [Process(child.pid or 0, os.getpid(), child.name, False) for child in multiprocessing.active_children()]
+        return [Process(child.pid or 0, os.getpid()) for child in multiprocessing.active_children()]
     everyone = {process.pid: process for process in _processes()}
     me, spared = os.getpid(), {pid for pid in allowed if pid}
     return [process for process in everyone.values() if process.pid != me and _is_ours(process, everyone, me, spared)]
@@ -55,7 +73,7 @@ def leftovers(allowed: Iterable[int | None] = ()) -> list[Process]:
 def check_processes(allowed: Iterable[int | None] = (), timeout_s: float = 5.0) -> None:
     """Wait until no process of ours is left; AssertionError lists those that stay."""
     spared = tuple(allowed)
-    wait_until(lambda: not leftovers(spared), timeout_s, what=lambda: f"no child process is left: {leftovers(spared)}")
+    wait_until(lambda: not leftovers(spared), timeout_s, what=lambda: f"no child is left: {[*map(str, leftovers(spared))]}")
 
 
 def descriptors() -> dict[int, str]:
@@ -94,7 +112,7 @@ def _is_ours(process: Process, everyone: dict[int, Process], me: int, spared: se
     if any(one.pid in spared for one in line):
         return False
     descends = any(one.pid == me or one.parent == me for one in line)
-    if not (descends or process.is_marked):
+    if not descends and (process.started < everyone[me].started or not process.is_marked):
         return False
     return not _is_helper(process, everyone, me)
 
@@ -123,12 +141,5 @@ def _processes() -> Iterable[Process]:
 
 
 def _read(folder: Path) -> Process | None:
-    state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-    if state in "ZX":
-        return None
-    command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    environment = b""
-    with contextlib.suppress(PermissionError):
-        environment = (folder / "environ").read_bytes()
-    is_marked = f"{MARK}={os.getpid()}".encode() in environment.split(b"\0")
-    return Process(int(folder.name), int(parent), command, is_marked)
+    fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else Process(int(folder.name), int(fields[1]), int(fields[19]))
