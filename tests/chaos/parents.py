@@ -20,8 +20,8 @@ from tests.support.waiting import wait_until
 
 @scenario(
     "kill -9 the parent, resume at once",
-    dose=15,
-    soak=300,
+    dose=8,  # on each of the two
+    soak=150,
     bound="orphans gone in 2 s; only the remainder runs",
     databases=("postgresql", "sqlite"),
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,6 +172,13 @@ class Program:
             return found if found >= count else 0
 
         return wait_until(far_enough, timeout_s, every_s=0.005, what=f"{count} effects are committed")
+
+    def said_bytes(self) -> int:
+        """How much it has written to stderr that nobody has read."""
+        assert self.process.stderr is not None
+        found = array.array("i", [0])
+        fcntl.ioctl(self.process.stderr.fileno(), termios.FIONREAD, found)
+        return found[0]
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)
