@@ -309,7 +309,7 @@ class _Opening:
         return json.dumps({**options, "given": {name: _shown(value) for name, value in self._call.given.items()}})
 
     def _take_over(self, owner: Owner, stored: StoredRun, fingerprint: dict[str, str]) -> None:
-        insistently(lambda: owner.take_over(stored.epoch))
+        insistently(lambda: owner.take_over(stored.epoch), again=owner.end_stuck_owner)
         insistently(owner.end_older_sessions)
         if fingerprint != stored.fingerprint:
             options = json.dumps(dict(stored.options))

@@ -220,6 +220,14 @@ class Owner:
         where = "application_name LIKE %(all)s AND application_name NOT LIKE %(mine)s"
         return self._terminate(where, f"batchrun:{self.run[:8]}:%", mine, f"AND {_STUCK}")
 
+    def end_stuck_owner(self) -> int:
+        """PostgreSQL: end the session of an owner that stands still (stopped, or cut off) in a transaction of its own, with
+        the run's row locked. One that lives holds it for milliseconds.
+        """
+        if self.engine.dialect.name != "postgresql":
+            return 0
+        return self._terminate(f"application_name LIKE %(all)s AND {_STUCK}", f"batchrun-owner:{self.run[:8]}:%", "")
+
     def end_sessions_of(self, worker: int) -> int:
         """PostgreSQL: end what a dead worker left on the server, so that its locks go at once."""
         if self.engine.dialect.name != "postgresql":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from batchrun import iter_parallel, run_parallel
@@ -17,6 +18,7 @@ from batchrun.errors import AlreadyRunning
 from batchrun.heartbeat import Heartbeat
 from batchrun.ledger import liveness
 from tests.support import scripts
+from tests.support.databases import engine_for
 from tests.support.effects import effect, effects, make, once, scalar
 from tests.support.waiting import wait_until
 
@@ -127,4 +129,20 @@ def test_control_without_the_thread_it_loses_its_run_and_is_told(
     assert run(pg_url).done == 6
     with pytest.raises(AlreadyRunning, match=f"was taken over by process {os.getpid()} on "):
         list(outcomes)
+    assert effects(pg_url) == once(range(6))
+
+
+def test_an_owner_that_stands_still_in_its_transaction_does_not_keep_its_run(pg_url: str, short_lease: float) -> None:
+    """It was stopped in the midst of writing, and holds the run's row."""
+    make(pg_url)
+    outcomes = iter_parallel(quickly, range(6), pg_url, workers=0, name="owned", accept_changes=True)
+    next(outcomes)
+    outcomes.close()  # type: ignore[attr-defined]
+    name = f"batchrun-owner:{scalar(pg_url, 'SELECT id FROM batchrun_run')[:8]}:quickly"
+    stuck = create_engine(engine_for(pg_url).url, connect_args={"application_name": name})
+    with stuck.connect() as connection:
+        connection.execute(text("UPDATE batchrun_run SET note = 'stuck'"))
+        assert run(pg_url).done == 6
+        connection.invalidate()
+    stuck.dispose()
     assert effects(pg_url) == once(range(6))
