@@ -458,14 +458,19 @@ def warnings(settings: Settings) -> list[str]:
 
 
 def _secret_labels(settings: Settings) -> list[str]:
-    """Where config.toml itself has a secret, not the name of a variable."""
+    """Where config.toml itself has a secret, not the name of a variable; in a profile that was not chosen, too."""
     return [
         layer.label(path)
-        for layer in settings.layers
-        if layer.in_file
+        for base in settings.layers
+        if base.in_file
+        for layer in (base, *base.resting)
         for path, value in layer.leaves()
-        if path not in layer.written and isinstance(value, str) and (url_secrets(value) or names_secret(str(path[-1])))
+        if path not in layer.written and isinstance(value, str) and _is_secret(path, value)
     ]
+
+
+def _is_secret(path: KeyPath, value: str) -> bool:
+    return bool(url_secrets(value)) or names_secret(str(path[-1])) or path[-1] == "ping_url"
 
 
 def _others_can_read(file: Path) -> bool:

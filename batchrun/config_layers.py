@@ -50,7 +50,7 @@ class Layer:
 
     tables: nested, the values checked, with Unset where a variable is missing. origin: for ``batchrun config``,
     such as "config.toml:12". label: for messages, such as "config.toml:12:1: run.workers". written: values as the
-    file has them, before variables were put in.
+    file has them, before variables were put in. resting: the same file's profiles that were not chosen.
     """
 
     tables: Mapping[str, Any]
@@ -58,6 +58,7 @@ class Layer:
     label: Callable[[KeyPath], str]
     written: Mapping[KeyPath, Filled] = field(default_factory=dict)
     in_file: bool = False
+    resting: tuple[Layer, ...] = ()
 
     def leaves(self) -> list[tuple[KeyPath, Any]]:
         """Every value with its path: (table, key), or ("jobs", name, key)."""
@@ -164,12 +165,12 @@ def file_layers(source: Source, profile: str | None, chosen_by: str, environ: Ma
     raise_errors([_unwrite(error, written) for error in errors] + _job_name_errors(tables, source))
     _put_back(tables, unset)
     profiles = tables.pop("profile", {})
-    layers = [Layer(tables, source.origin, source.label, written, in_file=True)]
-    if profile is not None:
-        if profile not in profiles:
-            raise ConfigError(_no_profile(profile, list(profiles), chosen_by, source.shown))
-        layers.append(_profile_layer(profiles[profile], profile, source, written))
-    return layers
+    if profile is not None and profile not in profiles:
+        raise ConfigError(_no_profile(profile, list(profiles), chosen_by, source.shown))
+    all_of_them = {name: _profile_layer(one, name, source, written) for name, one in profiles.items()}
+    resting = tuple(layer for name, layer in all_of_them.items() if name != profile)
+    plain = Layer(tables, source.origin, source.label, written, in_file=True, resting=resting)
+    return [plain] if profile is None else [plain, all_of_them[profile]]
 
 
 def _profile_layer(tables: dict[str, Any], name: str, source: Source, written: Mapping[KeyPath, Filled]) -> Layer:

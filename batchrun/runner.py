@@ -400,7 +400,8 @@ class Runner:
         if self._settling.is_over_limit():
             return RunStatus.HALTED, f"more than {self._plan.options.max_failures} items failed"
         if self._feed.error is not None:
-            return RunStatus.INTERRUPTED, f"the source raised {type(self._feed.error).__name__}: {self._feed.error}"[:500]
+            said = f"the source raised {type(self._feed.error).__name__}: {self._feed.error}"
+            return RunStatus.INTERRUPTED, self._plan.redact(said)[:500]  # in this order, or half a secret could be left
         return RunStatus.DONE, ""
 
     def _close(self, status: RunStatus, note: str) -> Report:

@@ -87,6 +87,27 @@ def test_a_secret_parameter_is_in_no_report_and_no_ledger(sqlite_url: str, secre
     check_hidden(secret, repr(report), *told, ledger_texts(engine_for(sqlite_url)))
 
 
+def test_a_secret_where_the_note_of_a_failing_source_is_cut_is_not_left_by_half(sqlite_url: str) -> None:
+    secret = "Zq-" + "secret" * 5
+
+    @job
+    def reads(session: Session, item: int, *, token: SecretStr) -> None:
+        """Never gets that far."""
+
+    for before in (440, 460, 470):  # the note is cut at 500 characters
+        source_text = "x" * before + secret
+
+        def items(said: str = source_text) -> Any:
+            yield 1
+            raise OSError(said)
+
+        with pytest.raises(BatchrunError):
+            run_parallel(reads, items(), sqlite_url, params={"token": secret}, workers=0, name=f"n{before}", progress=False)
+    told = ledger_texts(engine_for(sqlite_url))
+    assert "the source raised OSError" in told
+    check_hidden("Zq-secret", told)
+
+
 def test_control_a_parameter_that_is_no_secret_is_in_the_ledger(sqlite_url: str) -> None:
     def careless(session: Session, item: int, *, token: str) -> None:
         raise ValueError(f"no access with {token}")

@@ -462,6 +462,17 @@ def test_a_password_others_can_read_is_a_warning(load: Load, tmp_path: Path) -> 
         assert len(warnings(settings)) == expected
 
 
+def test_a_password_in_a_profile_that_rests_and_a_ping_url_are_warned_about(load: Load, tmp_path: Path) -> None:
+    text = "[notify]\nping_url = 'https://ping.example/abc'\n[profile.live.database]\nurl = 'postgresql://a:s3cret@h/db'"
+    for profile in (None, "live"):
+        settings = load(text, profile=profile)
+        (tmp_path / "config.toml").chmod(0o644)
+        (found,) = warnings(settings)
+        assert found.startswith(
+            "config.toml:2:1: notify.ping_url, config.toml:4:1: profile.live.database.url: this is a secret"
+        ), found
+
+
 def test_a_password_that_others_cannot_find_in_the_file_is_no_warning(load: Load, tmp_path: Path) -> None:
     nothing = load("[database]\nurl = 'sqlite:///work.db'\n[jobs.send]\nsince = 'abc'")
     (tmp_path / "config.toml").chmod(0o644)
