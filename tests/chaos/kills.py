@@ -32,6 +32,7 @@ def killed_again_and_again(
     and after each kill, and judge the throughput too.
     """
     accounts = world.accounts((world.strikes + 1) * (4 if calm else 1) * MOST_PER_KILL)
+    workers = int(str(options.setdefault("workers", 2)))
     is_enough = threading.Event()
     deaths: list[tuple[float, set[int]]] = []
 
@@ -39,7 +40,8 @@ def killed_again_and_again(
         for _ in range(world.strikes):
             run.wait_for(run.settled + world.chance.randrange(PER_KILL))
             pause(run, CALM_S if calm else 0.0)
-            wait_until(lambda: run.is_over or run.workers(), 20.0, every_s=0.002)
+            # All of them, or one that is only being started would be taken for the dead one's successor.
+            wait_until(lambda: run.is_over or len(run.workers()) >= workers, 20.0, every_s=0.002)
             known = set(run.workers())
             died = time.monotonic()
             world.struck(strike(run))
