@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +58,8 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 def new_run_id() -> str:
     """Ten characters of [0-9a-z], 50 random bits, never all digits (so that it cannot be taken for a number)."""
+    import secrets  # with its hashes it takes longer than this module, and a command that opens no run needs none
+
     while (made := "".join(secrets.choice(_ALPHABET) for _ in range(10))).isdigit():
         continue
     return made

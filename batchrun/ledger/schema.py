@@ -31,7 +31,6 @@ from sqlalchemy import (
     inspect,
     select,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import CreateSchema, CreateTable
 
@@ -152,6 +151,8 @@ def _meta(metadata: MetaData) -> Table:
 
 def ddl(dialect_name: str, schema: str | None = None) -> str:
     """The statements that make the ledger, for a person to run."""
+    from sqlalchemy.dialects import postgresql, sqlite  # every worker would pay for both, and needs one at most
+
     known = tables(schema)
     dialect = sqlite.dialect() if dialect_name == "sqlite" else postgresql.dialect()  # type: ignore[no-untyped-call]
     made = [str(CreateTable(table).compile(dialect=dialect)).strip() + ";" for table in known.metadata.sorted_tables]
