@@ -106,19 +106,26 @@ def hold_standard_streams() -> None:
 
 
 class LineStream(io.TextIOBase):
-    """A text stream that hands on whole lines; what is left without a line end goes with the next one or a flush of its own."""
+    """A text stream that hands on whole lines; what is left without a line end goes with the next one or a flush of its own.
+
+    In a worker, which is a copy of this process, a log handler that the job's module made may still hold it: there it
+    hands on to the worker's own stream.
+    """
 
     encoding = "utf-8"
 
     def __init__(self, write_line: Callable[[str], object]) -> None:
         self._write_line = write_line
         self._rest = ""
+        self._pid = os.getpid()
 
     def writable(self) -> bool:
         return True
 
     def write(self, text: str) -> int:
         refuse_bytes(text)
+        if os.getpid() != self._pid and sys.stderr is not self:
+            return sys.stderr.write(text)
         whole, newline, self._rest = (self._rest + text).rpartition("\n")
         if newline:
             self._write_line(whole)

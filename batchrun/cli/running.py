@@ -7,6 +7,7 @@ signals -> StopRequest          events -> Progress on stderr          Report -> 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from batchrun.errors import ConfigError
 from batchrun.runs import FINISHED, Report, RunRecord, RunStatus
 
 if TYPE_CHECKING:
+    from batchrun.api import Place
     from batchrun.config import Settings
     from batchrun.events import Event, Observer
+    from batchrun.execution.preloading import Open
+    from batchrun.options import RunOptions
     from batchrun.reporting.progress import Progress
     from batchrun.runner import StopRequest
 
@@ -159,10 +163,23 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
     place = call.place(settings)
     from batchrun.api import start_job
 
+    _prepare_forks(session, place, options)
     continues = job_settings(settings, job).on_unfinished == "resume"
     return start_job(
         job, params, options, place, given=given, observers=session.observers, stop=session.stop, continue_unfinished=continues
     )
+
+
+def _prepare_forks(session: Session, place: Place, options: RunOptions) -> None:
+    """Fork the fork server, now that the job is imported and the database not opened yet: see execution/preloading.py."""
+    if session.call.out.owns_process and options.workers != 0:
+        from batchrun.execution.preloading import fork_server_from_here
+        from batchrun.execution.work import drivers_of
+
+        for driver in drivers_of([place.spec(), place.ledger_spec()]):
+            with contextlib.suppress(ImportError):  # its engine will say so
+                importlib.import_module(driver)
+        fork_server_from_here(session.open_before)
 
 
 def resume(
@@ -240,6 +257,7 @@ def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept
     params = given_params(call, settings, job, arguments)
     options = effective_options(settings, job, kept)
     function = retry_job if retried else resume_job
+    _prepare_forks(session, place, options)
     return function(
         job, record.id, options, place, given_params=params, said=[one.partition("=")[0] for one in arguments],
         accept_changes=accept_changes, observers=session.observers,
@@ -276,13 +294,14 @@ def _nothing_to_do(record: RunRecord, retried: bool, command: str) -> str:
 # ------------------------------------------------------------------------------------------------ carrying it out
 @dataclass(slots=True)
 class Session:
-    """One run as the command line sees it. opened, report: what its events said."""
+    """One run as the command line sees it. open_before: what the process had open before it began. report: as its events said."""
 
     call: Call
     settings: Settings
     shown: Shown
     stop: StopRequest
     progress: Progress
+    open_before: Open
     observers: tuple[Observer, ...] = ()
     run: str = ""
     settled_before: int = 0
@@ -292,6 +311,7 @@ class Session:
 def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | None]) -> int:
     """Settings, signals, progress, logs around ``start``; then the summary, the JSON and the exit code."""
     from batchrun.cli.signals import SignalWatch
+    from batchrun.execution.preloading import what_is_open
     from batchrun.reporting.progress import Progress, mode_for
     from batchrun.runner import StopRequest
 
@@ -300,7 +320,7 @@ def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | Non
         mode_for(shown.progress, call.out.err, quiet=shown.quiet), call.out.err, quiet=shown.quiet, command=call.command
     )
     with SignalWatch(stop, lambda: _advice(session), keeps=call.out.owns_process) as watch:
-        session = Session(call, call.project(), shown, stop, progress)
+        session = Session(call, call.project(), shown, stop, progress, what_is_open())
         session.observers = (progress, lambda event: _remember(session, event, watch.opened))
         try:
             with _above_the_bar(progress, shown.quiet):

@@ -25,7 +25,7 @@ LOOK_S = 1.0
 """How often the watcher looks who our parent is; the end of the pipe wakes it at once."""
 
 _PR_SET_PDEATHSIG = 1
-_IMPORTED_IN = os.getpid()
+_server = os.getpid()
 """Under forkserver this module is imported by the server, so here stands its process id."""
 
 
@@ -41,6 +41,12 @@ def _spare_the_fork_server_its_end() -> None:
 
 
 _spare_the_fork_server_its_end()
+
+
+def this_is_the_fork_server() -> None:
+    """To be called in a fork server that is a copy of a process which had this module already."""
+    global _server
+    _server = os.getpid()
 
 
 def guard_against_orphanhood(connection: Connection, *, inherited: bool) -> None:
@@ -84,7 +90,7 @@ def _watch(descriptor: int, parent: int) -> None:
 def _expected_parent(inherited: bool) -> int | None:
     """Who forked us; None = not known."""
     if not inherited and _has_fork_server():
-        return _IMPORTED_IN if os.getpid() != _IMPORTED_IN else None
+        return _server if os.getpid() != _server else None
     caller = multiprocessing.parent_process()
     return None if caller is None else caller.pid
 

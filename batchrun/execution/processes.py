@@ -19,11 +19,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from batchrun.errors import BatchrunError
+from batchrun.execution import preloading
 from batchrun.execution.starter import STARTER_NAME, Starter
 from batchrun.execution.worker import worker_main
-
-PRELOAD = ("batchrun.execution.worker", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "psycopg2.extras")
-"""What the fork server imports once, so that a worker starts in milliseconds. A missing one is passed over."""
 
 _START_LOCK = threading.RLock()
 _STARTER = Starter()
@@ -48,7 +46,7 @@ os.register_at_fork(after_in_child=_start_anew_in_child)
 
 def default_start_method() -> str:
     """forkserver: it forks a process that has neither threads nor connections; spawn where it does not exist."""
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    return "forkserver" if preloading.has_fork_server() else "spawn"
 
 
 class Process:
@@ -85,7 +83,7 @@ class Launcher:
         self, method: str | None, folder: str | None, blob: bytes, *, captures_output: bool = False, may_use_sqlite: bool = False,
         preload: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """preload: further modules that every worker needs."""
+        """preload: modules that every worker needs beyond those that all workers need, such as the driver's."""
         self.method = method or default_start_method()
         if self.method not in multiprocessing.get_all_start_methods():
             raise BatchrunError(f"The start method {self.method!r} does not exist on this system.")
@@ -93,9 +91,7 @@ class Launcher:
         self._folder = folder
         self._blob = blob
         self._captures_output = captures_output
-        if default_start_method() == "forkserver":
-            context: Any = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([*PRELOAD, *preload])
+        preloading.choose(preload)
 
     def launch(self, theirs: Connection, number: int) -> Process:
         """Start worker ``number``. Raises EOFError or OSError when it cannot be started just now, as when the fork
@@ -192,11 +188,3 @@ def without_main_module() -> Iterator[None]:
         yield
     finally:
         spawn.get_preparation_data = plain
-
-
-def preload_early() -> None:
-    """Start the fork server before the parent's own imports, so that both import at the same time."""
-    if default_start_method() == "forkserver":
-        context: Any = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOAD))
-        forkserver.ensure_running()

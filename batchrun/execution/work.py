@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,13 @@ from batchrun.database.engines import EngineSpec
 from batchrun.ledger.marks import MarksSpec
 from batchrun.options import RunOptions
 from batchrun.tasks import Task, TaskShape
+
+_DRIVERS = {
+    "sqlite+pysqlite": ("sqlalchemy.dialects.sqlite", "sqlite3"),
+    "postgresql+psycopg2": ("sqlalchemy.dialects.postgresql", "psycopg2.extras"),
+    "postgresql+psycopg": ("sqlalchemy.dialects.postgresql", "psycopg"),
+}
+"""By the name that a normalised URL has. What a factory makes is not known: it may be any of them."""
 
 
 @dataclass(slots=True)
@@ -53,13 +60,15 @@ class Work:
 
     @property
     def drivers(self) -> list[str]:
-        """Modules of the databases' drivers that are not preloaded for everybody."""
-        urls = [spec.url for spec in (self.engine, self.books) if spec is not None and spec.url is not None]
-        return (
-            ["sqlalchemy.dialects.postgresql.psycopg", "psycopg"] if any(u.drivername.endswith("+psycopg") for u in urls) else []
-        )
+        return drivers_of([self.engine, self.books])
 
     def application_name(self, worker: int) -> str:
         """What the server shows for a worker's session; takeover and billing find leftovers by it."""
         epoch = self.marks.epoch if self.marks else 1
         return f"batchrun:{self.run[:8]}:{epoch}:{worker}:{self.job}"
+
+
+def drivers_of(specs: Iterable[EngineSpec | None]) -> list[str]:
+    """The modules of the drivers of some databases."""
+    names = {name for spec in specs if spec is not None for name in (_DRIVERS if spec.url is None else [spec.url.drivername])}
+    return [module for name in sorted(names) for module in _DRIVERS.get(name, ())]

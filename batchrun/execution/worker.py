@@ -16,6 +16,7 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -56,6 +57,7 @@ def worker_main(
     """
     guard_against_orphanhood(connection, inherited=inherited)
     ignore_signals()
+    have_chance_of_its_own()
     if inherited:
         let_go_in_child()
         abandon_inherited_engines()
@@ -98,6 +100,12 @@ def ignore_signals() -> None:
     signal.set_wakeup_fd(-1)
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, lambda number, frame: None)
+
+
+def have_chance_of_its_own() -> None:
+    """Seed NumPy's generator anew, as Python does with its own after a fork: else all workers would draw the same numbers."""
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
 
 
 def _sender(connection: Connection) -> Callable[[Message], None]:

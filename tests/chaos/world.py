@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url, text
 
+from batchrun.execution.preloading import NAME
 from tests.chaos.scenario import Scenario
 from tests.postgres import Server
 from tests.support import leaks, oracle
@@ -312,7 +313,18 @@ def children() -> dict[int, list[int]]:
 
 def helper_pids(parent: int, kind: str) -> list[int]:
     """The fork server ("forkserver") or resource tracker ("resource_tracker") of a process."""
-    return [pid for pid in children().get(parent, []) if f"multiprocessing.{kind}" in command_of(pid)]
+    return [pid for pid in children().get(parent, []) if is_helper(pid, kind)]
+
+
+def is_helper(pid: int, kind: str) -> bool:
+    """The fork server of a command is a copy of it, with a name of its own."""
+    return f"multiprocessing.{kind}" in command_of(pid) or (kind == "forkserver" and name_of(pid) == NAME)
+
+
+def name_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    return ""
 
 
 def worker_pids(parent: int) -> list[int]:
@@ -321,7 +333,7 @@ def worker_pids(parent: int) -> list[int]:
     found = []
     for pid in below.get(parent, []):
         command = command_of(pid)
-        if "multiprocessing.forkserver" in command:
+        if is_helper(pid, "forkserver"):
             found += below.get(pid, [])
         elif not any(other in command for other in ("resource_tracker", "postgres", "pgbouncer")):
             found.append(pid)

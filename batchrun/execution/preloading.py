@@ -1,0 +1,153 @@
+"""What a fork server has imported before it forks anybody, so that a worker starts in milliseconds.
+
+    run_parallel()   the first worker starts one: a new interpreter, which imports what all workers need and the drivers
+    the command      it forks one from itself, once it has imported the job and before it opens the database: nothing is
+                     imported twice, and the job's own imports are there as well
+
+A copy must hold no thread and no connection. So it is only made where the job's imports left nothing open in this process;
+else, and where there is no Linux, the new interpreter serves, and each worker imports the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker, util
+from pathlib import Path
+from typing import Any
+
+from batchrun.execution.orphans import this_is_the_fork_server
+
+MODULES = ("batchrun.execution.worker", "sqlalchemy.orm")
+"""What every worker needs, whatever its database."""
+NAME = "batchrun-forks"
+"""What ``ps -o comm`` and ``/proc/PID/comm`` show for a fork server that is a copy."""
+
+_IS_LINUX = sys.platform == "linux"
+_PR_SET_NAME = 15
+_any_server: Any = forkserver._forkserver
+_any_util: Any = util
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Threads and open descriptors of this process: what a fork would copy badly."""
+
+    threads: int
+    descriptors: frozenset[tuple[int, int, int]]
+
+    def is_within(self, before: Open) -> bool:
+        return self.threads <= before.threads and self.descriptors <= before.descriptors
+
+
+def what_is_open() -> Open:
+    """What there is now. On Linux it sees the threads of C libraries as well."""
+    threads = len(list(Path("/proc/self/task").iterdir())) if _IS_LINUX else threading.active_count()
+    return Open(threads, frozenset(_descriptors()))
+
+
+def _descriptors() -> Iterator[tuple[int, int, int]]:
+    for path in list(Path("/proc/self/fd" if _IS_LINUX else "/dev/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the one that read the folder
+            found = os.fstat(int(path.name))
+            yield int(path.name), found.st_dev, found.st_ino
+
+
+def has_fork_server() -> bool:
+    """Does this system have such a thing?"""
+    return "forkserver" in multiprocessing.get_all_start_methods()
+
+
+def choose(modules: Sequence[str]) -> None:
+    """Say what a new interpreter imports beside what every worker needs. A missing one is passed over."""
+    if has_fork_server():
+        multiprocessing.set_forkserver_preload([*MODULES, *modules])
+
+
+def fork_server_from_here(before: Open) -> bool:
+    """Fork the fork server from this process. False where that is not safe, or there is one already.
+
+    before: what was open when this process was known to hold no connection.
+    """
+    is_possible = _IS_LINUX and has_fork_server() and _any_server._forkserver_pid is None
+    if not is_possible or what_is_open().threads > 1 or not what_is_open().is_within(before):
+        return False
+    resource_tracker.ensure_running()
+    multiprocessing.set_forkserver_preload([])
+    gc.freeze()  # workers share these objects' pages with us, as long as no collector writes to them
+    plain = _any_util.spawnv_passfds
+    _any_util.spawnv_passfds = _forked
+    try:
+        forkserver.ensure_running()
+    finally:
+        _any_util.spawnv_passfds = plain
+    return True
+
+
+def _forked(path: Any, arguments: Sequence[Any], passed: Sequence[int]) -> int:
+    """In place of starting an interpreter with ``-c command``: have a copy of this process carry out that command."""
+    every = signal.valid_signals()
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, every)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _serve(str(arguments[-1]), passed, held)
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def _serve(command: str, passed: Sequence[int], mask: Any) -> None:
+    """Be the fork server, to the end of this process.
+
+    It lives for as long as somebody holds its pipe, whatever signals the group gets: running items are to come to their end.
+    """
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _let_go_of_descriptors({0, 1, 2, *passed})
+        _any_server.__init__()  # its lock is held by the frames that we are a copy of
+        this_is_the_fork_server()
+        _show_as_fork_server()
+        exec(command, {})  # noqa: S102 - multiprocessing's own, which a new interpreter would be given
+    except SystemExit:
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _show_as_fork_server() -> None:
+    """Its command line is the parent's, so that people could not tell the two apart. Workers get their former name back."""
+    name = ctypes.CDLL(None).prctl
+    former = Path("/proc/self/comm").read_bytes().strip()
+    os.register_at_fork(after_in_child=functools.partial(name, _PR_SET_NAME, former))
+    name(_PR_SET_NAME, NAME.encode())
+
+
+def _let_go_of_descriptors(kept: set[int]) -> None:
+    """What else is open leads nowhere from now on. The numbers stay taken: objects that we have copies of may close them."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number, *_ in list(_descriptors()):
+        if number not in kept and number != nowhere:
+            os.dup2(nowhere, number, inheritable=False)
+    os.close(nowhere)
+
+
+def end() -> None:
+    """End a fork server that was forked from here, before this process ends: its last moment would hold our stderr."""
+    if _any_server._forkserver_pid is not None:
+        with contextlib.suppress(OSError):
+            os.kill(_any_server._forkserver_pid, signal.SIGKILL)
+            os.waitid(os.P_PID, _any_server._forkserver_pid, os.WEXITED | os.WNOWAIT)
