@@ -271,7 +271,8 @@ class Runner:
             return min(WAIT_S, max(BUSY_WAIT_S, self._outages.pause_left_s()))
         if self._waiting and self._stopping_since is None:
             return min(WAIT_S, max(0.0, self._waiting[0][0] - time.monotonic()))
-        return WAIT_S
+        nobody_is_at_work = self._feed.exhausted and not (self._in_flight or self._ready or self._waiting)
+        return 0.0 if nobody_is_at_work and self._plan.more_retries is None else WAIT_S
 
     def _hear(self, heard: Heard) -> None:
         message, order = heard.message, heard.order
