@@ -7,7 +7,7 @@ signals -> StopRequest          events -> Progress on stderr          Report -> 
 from __future__ import annotations
 
 import contextlib
-import importlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,6 +38,8 @@ EXIT_CODES = {
     RunStatus.INTERRUPTED: 130,
 }
 """A signal has a code of its own: see cli/signals.py."""
+GC_THRESHOLDS = (700, 10, 10)
+"""Python's own, which cli/main.py changes for the time of the imports."""
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's name; batchrun jobs lists them.")]
 ParameterArguments = Annotated[
@@ -171,15 +173,16 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
 
 
 def _prepare_forks(session: Session, place: Place, options: RunOptions) -> None:
-    """Fork the fork server, now that the job is imported and the database not opened yet: see execution/preloading.py."""
-    if session.call.out.owns_process and options.workers != 0:
+    """The job is imported, and the database not opened yet: fork the fork server (see execution/preloading.py)."""
+    if not session.call.out.owns_process:
+        return
+    gc.freeze()  # what is here stays, and workers share its pages, as long as no collector writes to them
+    gc.set_threshold(*GC_THRESHOLDS)
+    if options.workers != 0:
         from batchrun.execution.preloading import fork_server_from_here
         from batchrun.execution.work import drivers_of
 
-        for driver in drivers_of([place.spec(), place.ledger_spec()]):
-            with contextlib.suppress(ImportError):  # its engine will say so
-                importlib.import_module(driver)
-        fork_server_from_here(session.open_before)
+        fork_server_from_here(drivers_of([place.spec(), place.ledger_spec()]), session.open_before)
 
 
 def resume(

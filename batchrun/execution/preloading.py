@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -27,8 +27,8 @@ from typing import Any
 
 from batchrun.execution.orphans import this_is_the_fork_server
 
-MODULES = ("batchrun.execution.worker", "sqlalchemy.orm")
-"""What every worker needs, whatever its database."""
+MODULES = ("batchrun.execution.worker", "batchrun.execution.output", "sqlalchemy.orm", "multiprocessing.popen_forkserver")
+"""What every worker needs, whatever its database. A test tells of one that is missing here."""
 NAME = "batchrun-forks"
 """What ``ps -o comm`` and ``/proc/PID/comm`` show for a fork server that is a copy."""
 
@@ -73,17 +73,20 @@ def choose(modules: Sequence[str]) -> None:
         multiprocessing.set_forkserver_preload([*MODULES, *modules])
 
 
-def fork_server_from_here(before: Open) -> bool:
+def fork_server_from_here(modules: Sequence[str], before: Open) -> bool:
     """Fork the fork server from this process. False where that is not safe, or there is one already.
 
-    before: what was open when this process was known to hold no connection.
+    modules: what workers need beside ``MODULES``; a missing one is passed over. before: what was open when this process was
+    known to hold no connection.
     """
+    for name in (*MODULES, *modules):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     is_possible = _IS_LINUX and has_fork_server() and _any_server._forkserver_pid is None
     if not is_possible or what_is_open().threads > 1 or not what_is_open().is_within(before):
         return False
     resource_tracker.ensure_running()
     multiprocessing.set_forkserver_preload([])
-    gc.freeze()  # workers share these objects' pages with us, as long as no collector writes to them
     plain = _any_util.spawnv_passfds
     _any_util.spawnv_passfds = _forked
     try:

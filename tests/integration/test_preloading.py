@@ -109,6 +109,30 @@ def test_workers_import_neither_the_job_nor_what_they_need(project: Project) -> 
     assert set(project.noted("servers")) == {NAME}
 
 
+@pytest.mark.parametrize("url", ["sqlite", "postgresql+psycopg2", "postgresql+psycopg"])
+def test_a_worker_imports_nothing_at_all_until_its_first_item_is_through(project: Project, pg_url: str, url: str) -> None:
+    """What it did import, each worker would import again: name it in preloading.MODULES or work._DRIVERS."""
+    top = """
+import sys
+PARENT = os.getpid()
+def tell(event, details):
+    if event == "import" and os.getpid() != PARENT:
+        note("late", details[0])
+sys.addaudithook(tell)
+"""
+    task = """
+@job(timeout="30s")
+def work(session, item):
+    session.connection()
+    note("workers")
+"""
+    if url != "sqlite":
+        project.database = engine_for(pg_url).url.set(drivername=url).render_as_string(hide_password=False)
+    assert project.run(task, top=top)["done"] == 4
+    assert project.noted("late") == []
+    assert project.noted("workers")
+
+
 def test_an_engine_that_is_made_but_not_used_is_no_hindrance(project: Project, pg_url: str) -> None:
     top = f"from sqlalchemy import create_engine\nENGINE = create_engine({engine_url(pg_url)!r})\n"
     assert project.run(PLAIN, top=top)["done"] == 4

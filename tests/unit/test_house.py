@@ -78,12 +78,16 @@ def test_no_test_sleeps_but_as_the_work_of_a_task() -> None:
     assert [line for path in modules("tests") for line in sleeps(path)] == []
 
 
-def imported_by(*arguments: str) -> set[str]:
-    """The top-level packages that a Python program imports, as ``-X importtime`` lists them."""
+def modules_imported_by(*arguments: str) -> set[str]:
+    """What a Python program imports, as ``-X importtime`` lists it."""
     command = [sys.executable, "-X", "importtime", *arguments]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL)
-    lines = [line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")]
-    return {name.partition(".")[0] for name in lines}
+    return {line.rpartition("|")[2].strip() for line in run.stderr.splitlines() if line.startswith("import time:")}
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """The top-level packages of them."""
+    return {name.partition(".")[0] for name in modules_imported_by(*arguments)}
 
 
 def test_help_never_imports_sqlalchemy() -> None:
@@ -96,6 +100,24 @@ def test_a_worker_never_imports_the_command_line_or_the_progress_bar() -> None:
     found = imported_by("-c", "import batchrun.execution.worker")
     assert "batchrun" in found
     assert not found & {"typer", "tqdm", "rich", "click"}
+
+
+FEW = {
+    "help": (("-m", "batchrun", "--help"), "import typer", 40, "email sqlalchemy pydantic multiprocessing hashlib cloudpickle"),
+    "worker": (("-c", "import batchrun.execution.worker"), "import sqlalchemy.orm", 80, "email pydantic typer tqdm psycopg2"),
+}
+"""(program, what it cannot do without, how many modules it may import beyond that, what never), which keeps the start quick."""
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_few_modules_are_imported_beyond_what_cannot_be_done_without(name: str) -> None:
+    program, base, most, never = FEW[name]
+    beyond = modules_imported_by(*program) - modules_imported_by("-c", base)
+    told = f"{len(beyond)} modules, where at most {most} are planned for; import what is seldom needed where it is needed"
+    assert "batchrun" in beyond
+    assert len(beyond) <= most, f"{told}: {' '.join(sorted(beyond))}"
+    assert not [one for one in sorted(beyond) if one.partition(".")[0] in never.split()]
+    assert not [one for one in sorted(beyond) if one.startswith("sqlalchemy.dialects.postgresql")]
 
 
 def test_importing_batchrun_imports_nothing_else_of_ours_or_others() -> None:
