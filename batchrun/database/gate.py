@@ -220,16 +220,13 @@ def install(
         if gate := gates.pop(id(raw), None):
             gate.close()
 
-    @event.listens_for(engine, "before_cursor_execute")
-    def judged(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if (effect := effect_of(statement)) is not Effect.PLAIN:
-            _note(effect, gates.get(id(connection.connection.dbapi_connection)), statement)
-
     return gates
 
 
 def _take_over(dialect: Any, gates: dict[int, Gate]) -> None:
-    """Make BEGIN, COMMIT and ROLLBACK of this dialect instance the gates' own."""
+    """Make BEGIN, COMMIT and ROLLBACK of this dialect instance the gates' own, and look at each statement's text."""
+    for name in _EXECUTES:
+        setattr(dialect, name, _judging(getattr(dialect, name), gates))
     plain_rollback, plain_commit = dialect.do_rollback, dialect.do_commit
 
     def do_begin(connection: Any) -> None:
@@ -245,6 +242,21 @@ def _take_over(dialect: Any, gates: dict[int, Gate]) -> None:
         gate.do_rollback() if gate else plain_rollback(connection)
 
     dialect.do_begin, dialect.do_commit, dialect.do_rollback = do_begin, do_commit, do_rollback
+
+
+_EXECUTES = ("do_execute", "do_executemany", "do_execute_no_params")
+
+
+def _judging(plain: Callable[..., None], gates: dict[int, Gate]) -> Callable[..., None]:
+    """A listener of ``before_cursor_execute`` would do the same, but a single one has SQLAlchemy dispatch ten events for
+    each statement: 6 % of a small item."""
+
+    def do_execute(cursor: Any, statement: str, *others: Any) -> None:
+        if (effect := effect_of(statement)) is not Effect.PLAIN:
+            _note(effect, gates.get(id(cursor.connection)), statement)
+        plain(cursor, statement, *others)
+
+    return do_execute
 
 
 def _note(effect: Effect, gate: Gate | None, statement: str) -> None:
