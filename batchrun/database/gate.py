@@ -22,6 +22,7 @@ from sqlalchemy import event
 from batchrun.database.drivers import Driver, Status
 from batchrun.database.pooler import AFTER_COMMIT, AFTER_ROLLBACK, is_pooled_record
 from batchrun.database.statements import Effect, effect_of
+from batchrun.database.stored import Call, Keeper
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -75,6 +76,8 @@ class Gate:
         self._by_transaction = pooled and read_only  # a session of one's own would be told once to refuse writes
         self._opening: Sequence[str] = ()
         self._marked = False
+        self._call: Call | None = None
+        self._keeper = Keeper(is_trusted=not pooled)
         self.on_turn: tuple[Callable[[], None], Callable[[], None]] | None = None
         self._single = False  # autocommit: nothing is ever opened
         self.active = False
@@ -88,9 +91,12 @@ class Gate:
         self.leaves = False
         self.cursors = False  # a cursor was opened that outlives the transaction unless it is closed
 
-    def arm(self, opening: Sequence[str], *, marked: bool) -> None:
-        """Start an item: ``opening`` begins its transaction, and its last statement is the mark if ``marked``."""
-        self._opening, self._marked = opening, marked
+    def arm(self, opening: Sequence[str], *, marked: bool, call: Call | None = None) -> None:
+        """Start an item: ``opening`` begins its transaction, and its last statement is the mark if ``marked``.
+
+        call: what follows ``opening``, and is the mark then, as a statement that the server keeps.
+        """
+        self._opening, self._marked, self._call = opening, marked, call
         if not opening and self._by_transaction:
             self._opening = ("BEGIN READ ONLY",)
         self._single = not self._opening
@@ -102,7 +108,7 @@ class Gate:
         if self._turnstile:
             self._turnstile.enter(self.on_turn)
         try:
-            changed = self.driver.send(self.raw, self._opening)
+            changed = self.driver.send(self.raw, self._opening) if self._call is None else self._opening_with(self._call)
         except BaseException:
             self.roll_back()  # BEGIN may have gone through; a task that swallows this must not go on without a transaction
             raise
@@ -110,6 +116,16 @@ class Gate:
         if changed != 1 and self._marked:
             self.roll_back()
             raise MarkMissed
+
+    def _opening_with(self, call: Call) -> int:
+        """The opening, and behind it the mark as the server keeps it. Nothing has begun yet that a second try could repeat."""
+        while True:
+            try:
+                return self.driver.send(self.raw, (*self._opening, *self._keeper.statements(call)))
+            except Exception as error:
+                if not self._keeper.is_surprised(error):
+                    raise
+                self.driver.send(self.raw, ("ROLLBACK",))
 
     def roll_back(self) -> None:
         """Really roll back whatever is open; nothing where nothing is."""

@@ -9,6 +9,7 @@ commit     the work and the mark, or neither  lost: reconnect and take the same 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,8 @@ from sqlalchemy.orm import Session
 from batchrun.codec import Unstorable
 from batchrun.database.engines import WorkerEngine
 from batchrun.database.failures import Meaning, meaning_of, message_of, plain_error, sqlstate_of
-from batchrun.database.gate import PAST_THE_SESSION, MarkMissed, PartialCommit
+from batchrun.database.gate import PAST_THE_SESSION, Gate, MarkMissed, PartialCommit
+from batchrun.database.stored import Call
 from batchrun.errors import ItemTimeout, Retry
 from batchrun.execution.deadline import Deadline
 from batchrun.execution.link import Link, Refused, Stopping
@@ -48,6 +50,12 @@ and says so (55P03), just before our limit would cancel the statement without a 
 had its time: it ends as ItemTimeout. Below that, 55P03 is a lock_timeout or NOWAIT of the task's own, which may pass."""
 
 
+Mark = str | Call | None
+"""An item's or a chunk's: a text, or a statement that the server keeps. None = the run keeps no ledger."""
+
+_DONE = Result("done")
+
+
 class ItemRunner:
     """Runs items one at a time in one thread: it owns that thread's connection."""
 
@@ -65,7 +73,7 @@ class ItemRunner:
         self.work = work
         self.voice = voice
         self._pause = pause
-        self.stopping: Callable[[], bool] = lambda: pause(0)
+        self.stopping: Callable[[], bool] = functools.partial(pause, 0)
         self.link = Link(engine, pause, voice) if engine else None
         self._separate = Link(books, pause, voice) if books else None
         self.marks: Marks | None = None
@@ -79,7 +87,8 @@ class ItemRunner:
         self._inline = inline
         self._lost = self._opening = self._past = False
         self._logger = logging.getLogger(f"batchrun.job.{work.job}")
-        self._locals = self._statement_limits()
+        self._opens_with = self._opening_statements()
+        self._settle_options()
         self._redact = Redactor(work.secrets)
 
     def _open_books(self, pause: Callable[[float], bool]) -> None:
@@ -89,6 +98,17 @@ class ItemRunner:
         self.marks = Marks(self.work.marks, tables(self.work.marks.schema), link.dialect)
         read_only = self.work.options.read_only and link is self.link
         self.recorder = Recorder(self.marks, link, pause, read_only=read_only)
+
+    def _settle_options(self) -> None:
+        """What is asked for each item, once."""
+        work = self.work
+        self._has_session, self._wants_ctx = work.has_session, work.shape.wants_ctx
+        self._batched, self._read_only = work.options.batched, work.options.read_only
+        self._is_limited, self._wants_values = work.options.timeout is not None, work.wants_values
+        self._stores_marks = self._separate is None and self.link is not None and self.link.keeps_statements
+
+    def _opening_statements(self) -> tuple[str, ...]:
+        return (self.link.begin, *self._statement_limits()) if self.link else ()
 
     def _statement_limits(self) -> list[str]:
         """SET LOCAL, because anything else would leak through a pooler to the next client.
@@ -107,6 +127,7 @@ class ItemRunner:
 
     def close(self) -> None:
         """Give back its connections."""
+        self.deadline.close()
         for link in (self.link, self._separate):
             if link is not None:
                 link.close()
@@ -194,18 +215,22 @@ class ItemRunner:
         )
 
     def _attempt(self, spot: Spot, item: Item, index: int, recorded: bool) -> Result:
-        if not self.work.has_session:
+        if not self._has_session:
             return self._outside(spot, item, index)
-        given = [item] if self.work.options.batched else item
-        context = self.context(spot, given, index)
-        if self.work.options.read_only:
+        given = [item] if self._batched else item
+        context = self.context(spot, given, index) if self._wants_ctx else None
+        if self._read_only:
             value = self.only_reading(given, context)
             if recorded and self.recorder:
                 self.recorder.mark_span(spot, 1, ())
         else:
-            mark = self.marks.of(spot) if self.marks else None
-            value = self.in_transaction(mark, lambda: self.call_in_session(given, context))
-        return Result("done", value=value[0] if isinstance(value, list) else value)
+            value = self.in_transaction(self._mark_of(spot), self.call_in_session, given, context)
+        return _DONE if value is None else Result("done", value=value[0] if isinstance(value, list) else value)
+
+    def _mark_of(self, spot: Spot) -> Mark:
+        if self.marks is None:
+            return None
+        return self.marks.call(spot) if self._stores_marks and not spot.retry else self.marks.of(spot)
 
     def _settle(self, row: Row, recorded: bool, *, partly: bool = False) -> Result:
         if self.recorder is None or not recorded:
@@ -214,18 +239,17 @@ class ItemRunner:
 
     # A transaction of the worker's: mark, work, commit.
 
-    def in_transaction(self, mark: str | None, body: Callable[[], Any]) -> Any:
+    def in_transaction(self, mark: Mark, body: Callable[..., Any], *given: Any) -> Any:
         """Open with the mark, run ``body``, commit both. Whatever is raised, nothing of it stands."""
         link = self.link
         assert link is not None
         separate = self._separate if mark else None
-        own_mark = [mark] if mark and not separate else []
         self._opening, self._past = True, False
         gate = None
         try:
             gate = link.ensure()
-            gate.arm([link.begin, *self._locals, *own_mark], marked=bool(own_mark))
-            if separate and mark:  # the ledger is elsewhere: its transaction is the outer one, and at-least-once is all there is
+            self._arm(gate, None if separate else mark)
+            if separate and isinstance(mark, str):  # its transaction is the outer one, and at-least-once is all there is
                 outer = separate.ensure()
                 outer.arm([separate.begin, mark], marked=True)
                 outer.open()
@@ -233,7 +257,7 @@ class ItemRunner:
             self._opening = False
             if not link.patience.is_calm:
                 link.patience.begun()
-            value = body()
+            value = body(*given)
             if not gate.committed:
                 gate.final = True
                 link.commit_now()
@@ -244,27 +268,36 @@ class ItemRunner:
             self._lost = self._let_go()
             self._past = gate is not None and gate.went_past
             raise
+        self._at_rest(link)
+        return value
+
+    def _arm(self, gate: Gate, mark: Mark) -> None:
+        if isinstance(mark, str):
+            gate.arm((*self._opens_with, mark), marked=True)
+        else:
+            gate.arm(self._opens_with, marked=mark is not None, call=mark)
+
+    def _at_rest(self, link: Link) -> None:
+        """All went well."""
         self._lost = False
         if not link.patience.is_calm:
             link.patience.done()
         self._let_go()
-        return value
 
     def _let_go(self) -> bool:
         """Between items and after an error: leave no transaction open. True when a connection was lost."""
-        lost = False
-        for link in (self.link, self._separate):
-            if link is None:
-                continue
-            if link.is_lost():
-                lost = True
-                link.drop()
-                continue
-            try:
-                link.settle_down()
-            except Exception:  # the connection died under the error: the error is what matters
-                link.drop()
-        return lost
+        lost = self._released(self.link) if self.link else False
+        return (self._released(self._separate) or lost) if self._separate else lost
+
+    def _released(self, link: Link) -> bool:
+        if link.is_lost():
+            link.drop()
+            return True
+        try:
+            link.settle_down()
+        except Exception:  # the connection died under the error: the error is what matters
+            link.drop()
+        return False
 
     def call_in_session(self, given: Any, context: Context | None, *, final: bool = True) -> Any:
         """Run the task with a Session of its own, handed over unbegun; packs its value before anything is committed."""
@@ -274,6 +307,7 @@ class ItemRunner:
         try:
             value = self._guarded(session, given, context)
             link.gate.final = final
+            session.expire_on_commit = False  # nobody reads its objects any more, and each would be expired one by one
             session.commit()
             session.close()
         except BaseException:
@@ -294,10 +328,7 @@ class ItemRunner:
         except BaseException:
             self._lost = self._let_go()
             raise
-        self._lost = False
-        if not link.patience.is_calm:
-            link.patience.done()
-        self._let_go()
+        self._at_rest(link)
         return value
 
     def _outside(self, spot: Spot, item: Item, index: int) -> Result:
@@ -311,24 +342,37 @@ class ItemRunner:
         return Result("done", value=value)
 
     def _guarded(self, session: Session | None, given: Any, context: Context | None) -> Any:
-        gate = self.link.gate if self.link and session is not None else None
-        with self.deadline.guard(gate) as deadline:
+        if self._is_limited:
+            return self._limited(session, given, context)
+        value = self.call(session, given, context)
+        return self._pack(value, given) if self._wants_values else None
+
+    def _limited(self, session: Session | None, given: Any, context: Context | None) -> Any:
+        """Under the time limit."""
+        limit = self.deadline
+        deadline = limit.begin(self.link.gate if self.link and session is not None else None)
+        try:
             if context is not None:
                 context.deadline = deadline
             value = self.call(session, given, context)
-            if deadline is not None and session is not None:
+            if session is not None:
                 session.flush()  # what the task left for the end is part of its time
-            return self._pack(value, given) if self.work.wants_values else None
+            packed = self._pack(value, given) if self._wants_values else None
+        finally:
+            limit.end()
+        if limit.expired:
+            raise limit.error()
+        return packed
 
     def _pack(self, value: Any, given: Any) -> Any:
         """A batch's list has one value an item if it is as long; anything else, packed as a whole, is the value of each."""
-        if self.work.options.batched and isinstance(value, list | tuple) and len(value) == len(given):
+        if self._batched and isinstance(value, list | tuple) and len(value) == len(given):
             return [pack(one) for one in value]
         return pack(value)
 
     def context(self, spot: Spot, item: Any, index: int) -> Context | None:
         """The task's ``ctx``, made only where it asks for one."""
-        if not self.work.shape.wants_ctx:
+        if not self._wants_ctx:
             return None
         key = f"{self.work.run}:{spot.no}:{spot.pos}" if self.marks else f"{self.work.run}:{index}"
         return Context(

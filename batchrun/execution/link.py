@@ -150,16 +150,22 @@ class Link:
     def settle_down(self) -> None:
         """Between items: close what the item ended with, and drop a connection the next item must not see."""
         gate = self._gate
-        if gate is None or self._held is None:
+        held = self._held
+        if gate is None or held is None:
             return
         gate.disarm()
-        self._held.rollback()  # a COMMIT that was refused leaves SQLAlchemy's own transaction behind
+        held.rollback()  # a COMMIT that was refused leaves SQLAlchemy's own transaction behind
         if gate.leaves or not self.driver.is_prepared(gate.raw):
             self.drop()
             self._left = None  # it was closed in good order
         elif not self._holds:
-            self._held.close()
+            held.close()
             self._held = self._gate = None
+
+    @property
+    def keeps_statements(self) -> bool:
+        """Does a connection last long enough for the server to keep a statement prepared?"""
+        return self._holds and not self.is_sqlite
 
     def opening(self, mark: str, *, lift_read_only: bool) -> list[str]:
         """What begins a transaction of the books, also in a session that otherwise refuses writes."""

@@ -7,7 +7,6 @@ the same compare-and-swap again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from batchrun.codec import dump_items
@@ -71,7 +70,7 @@ class Recorder:
         before it. False when that mark is not there, so that nothing before it was committed.
         """
         landed = self._landed(self._marks.within(row.spot, row.spot.pos + 1, (high,)), [row])
-        return landed or self.look(replace(row.spot, pos=low)) != "again"
+        return landed or self.look(row.spot._replace(pos=low)) != "again"
 
     def settle_list(self, rows: Sequence[Row]) -> None:
         """A list's mark was committed too early, or its work without one: all of its items are recorded by ``rows``."""

@@ -115,10 +115,12 @@ class OrderRunner:
     def _one_by_one(self, sent: Sent, items: list[Item], report: Reporter, first: int = 0) -> bool:
         """False when the run stopped on the way."""
         runner = self._runner
+        one, stopping, add = runner.one, runner.stopping, report.add
+        _, no, pos, attempt, base, retry, _, start, _ = sent
         for offset in range(first, len(items)):
-            if runner.stopping():
+            if stopping():
                 return False
-            report.add(runner.one(self._spot(sent, offset), items[offset], sent.start + offset))
+            add(one(Spot(no, pos + offset, attempt, retry, base), items[offset], start + offset))
         return True
 
     def _calling(self, sent: Sent, items: list[Item], report: Reporter) -> None:
@@ -144,7 +146,7 @@ class OrderRunner:
         mark = runner.marks.of_items(sent.no, sent.pos, len(items)) if runner.marks else None
         values: list[Any] = []
         try:
-            runner.in_transaction(mark, lambda: self._each(sent, items, values))
+            runner.in_transaction(mark, self._each, sent, items, values)
         except RUN_ENDING:
             raise
         except _Stopped:
@@ -250,7 +252,7 @@ class OrderRunner:
                 runner.recorder.mark_span(self._spot(sent, low), high - low, ())
             return value
         mark = runner.marks.of_items(sent.no, sent.pos + low, high - low) if runner.marks else None
-        return runner.in_transaction(mark, lambda: runner.call_in_session(given, context))
+        return runner.in_transaction(mark, runner.call_in_session, given, context)
 
     def _add_values(self, values: Any, count: int, report: Reporter) -> None:
         single = not isinstance(values, list) or len(values) != count

@@ -7,10 +7,11 @@ comes from the user (an item, an error's message) is bound, never pasted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Insert, Update, insert, select, update
 
+from batchrun.database.stored import Call, Statement
 from batchrun.errors import AlreadyRunning, BatchrunError
 from batchrun.items import ItemError
 from batchrun.ledger.schema import Tables
@@ -24,8 +25,7 @@ class Corrupt(BatchrunError):
     """The ledger says less is settled than was; somebody edited it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Spot:
+class Spot(NamedTuple):
     """Where an item stands: its chunk, its position there, and its retry, if it is one.
 
     attempt: the number of this attempt. retry: it has a row of its own, and that row is its mark.
@@ -60,8 +60,9 @@ class Marks:
         self._now = (
             "((julianday('now') - 2440587.5) * 86400.0)" if dialect.name == "sqlite" else "extract(epoch FROM clock_timestamp())"
         )
+        self._one = Statement(self.of_items)
 
-    def of_items(self, no: int, pos: int, count: int = 1) -> str:
+    def of_items(self, no: int | str, pos: int | str, count: int = 1) -> str:
         """The compare-and-swap that settles ``count`` items of a chunk, as a text."""
         return f"UPDATE {self._chunk} SET pos = pos + {count}, deaths = 0 WHERE {self._mine} AND no = {no} AND pos = {pos}"
 
@@ -75,6 +76,10 @@ class Marks:
     def of(self, spot: Spot) -> str:
         """The mark of one item, first attempt or retry."""
         return self.of_retry(spot) if spot.retry else self.of_items(spot.no, spot.pos)
+
+    def call(self, spot: Spot) -> Call:
+        """The mark of an item's first attempt, as a statement that a server can keep prepared."""
+        return Call(self._one, spot.no, spot.pos)
 
     def skipping(self, spot: Spot) -> str:
         """The mark of an item its task left out."""

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -454,3 +455,36 @@ def test_a_slow_start_is_told_once(notices: list[Notice], monkeypatch: pytest.Mo
     (told,) = notices
     assert "Worker 0 (pid " in told.text
     assert "has been starting for 0.3 s: its initializer has not come to its end" in told.text
+
+
+# --------------------------------------------------------------------------------------------- what a limit leaves behind
+def test_an_inline_run_with_a_limit_leaves_no_thread_in_its_caller() -> None:
+    before = set(threading.enumerate())
+    assert run_parallel(abs, range(3), workers=0, timeout=60).ok
+    assert set(threading.enumerate()) == before
+
+
+def alarming(item: int) -> int:
+    """As a decorator for time-outs may do: item 0 leaves the signal to its default, which ends the process."""
+    if item == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        return item
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        time.sleep(0.01)  # work
+    return item
+
+
+def sleeping_after_an_alarm(item: int) -> None:
+    if item < 2:
+        alarming(item)
+    else:
+        time.sleep(30)  # work
+
+
+def test_a_handler_that_a_task_left_is_not_met_by_the_limit_and_is_replaced() -> None:
+    """Item 1's limit finds the handler gone, and must not send the signal; at item 2's it is there and ends the sleep."""
+    outcomes = iter_parallel(sleeping_after_an_alarm, range(3), workers=1, timeout=TIMEOUT, kill_after=20, start_method="fork")
+    first, *late = sorted(outcomes, key=lambda one: int(one.item))
+    assert first.status == "done"
+    assert [one.error.type if one.error else "" for one in late] == ["ItemTimeout"] * 2
