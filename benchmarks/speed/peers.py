@@ -1,0 +1,121 @@
+"""The peers on processes of this machine, each in its shortest correct form, and batchrun.
+
+Each function carries out one trial and takes the second reading when the caller has everything: for a peer's pool
+before it is closed, for batchrun when its call returns, with its workers ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent import futures as standard
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from benchmarks.speed import bare, work
+from benchmarks.speed.trial import Measured, Trial, arrive, stop_clock
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who runs the items. package: whose version is shown; "" = Python's own. setting: how, for people."""
+
+    title: str
+    package: str
+    setting: str
+    run: Callable[[Trial], Measured]
+
+
+def drain(results: Iterable[Any]) -> None:
+    """Take every result, as quickly as Python can."""
+    deque(results, maxlen=0)
+
+
+def pool(trial: Trial) -> Measured:
+    items, chunk = work.items_of(trial), trial.options["chunk"]
+    with multiprocessing.Pool(trial.workers, work.initializer(trial)) as workers:
+        if trial.options.get("lazy"):
+            drain(workers.imap_unordered(work.performed(trial), items, chunk))
+        else:
+            workers.map(work.performed(trial), items, chunk)
+        return stop_clock(trial)
+
+
+def process_pool_executor(trial: Trial) -> Measured:
+    items = work.items_of(trial)
+    with standard.ProcessPoolExecutor(trial.workers, initializer=work.initializer(trial)) as workers:
+        drain(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]))
+        return stop_clock(trial)
+
+
+def loky(trial: Trial) -> Measured:
+    loky = import_module("loky")
+    items = work.items_of(trial)
+    with loky.ProcessPoolExecutor(trial.workers, initializer=work.initializer(trial)) as workers:
+        drain(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]))
+        return stop_clock(trial)
+
+
+def joblib(trial: Trial) -> Measured:
+    joblib = import_module("joblib")
+    items, perform = work.items_of(trial), joblib.delayed(work.performed(trial))
+    run = joblib.Parallel(trial.workers, backend="loky", batch_size=trial.options["chunk"], initializer=work.initializer(trial))
+    run(perform(item) for item in items)
+    return stop_clock(trial)
+
+
+def mpire(trial: Trial) -> Measured:
+    WorkerPool = import_module("mpire").WorkerPool
+    items = work.items_of(trial)
+    with WorkerPool(trial.workers) as workers:
+        workers.map_unordered(
+            work.performed(trial), items, chunk_size=trial.options["chunk"], worker_init=work.initializer(trial)
+        )
+        return stop_clock(trial)
+
+
+def pebble(trial: Trial) -> Measured:
+    ProcessPool = import_module("pebble").ProcessPool
+    items = work.items_of(trial)
+    with ProcessPool(trial.workers, initializer=work.initializer(trial)) as workers:
+        drain(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]).result())
+        return stop_clock(trial)
+
+
+def batchrun(trial: Trial) -> Measured:
+    """The options are those of ``run_parallel``; without a name the call is anonymous."""
+    from batchrun import run_parallel
+
+    report = run_parallel(
+        work.TASKS[trial.task],
+        work.items_of(trial),
+        trial.url or None,
+        workers=trial.workers,
+        initializer=functools.partial(arrive, trial.folder, trial.workers, os.getsid(0), trial.postmaster),
+        progress=False,
+        **trial.options,
+    )
+    measured = stop_clock(trial)
+    if report.done != trial.items:
+        raise RuntimeError(f"{report.done} of {trial.items} items are done: {report.failures[:1]}")
+    return measured
+
+
+PEERS = {
+    "pool": Peer("mp.Pool", "", "Pool(workers, initializer).map(chunksize)", pool),
+    "ppe": Peer("ProcessPoolExecutor", "", "ProcessPoolExecutor(workers, initializer).map(chunksize)", process_pool_executor),
+    "loky": Peer("loky", "loky", "ProcessPoolExecutor(workers, initializer).map(chunksize)", loky),
+    "joblib": Peer("joblib", "joblib", "Parallel(workers, 'loky', batch_size, initializer)", joblib),
+    "mpire": Peer("mpire", "mpire", "WorkerPool(workers).map_unordered(chunk_size, worker_init)", mpire),
+    "pebble": Peer("pebble", "Pebble", "ProcessPool(workers, initializer).map(chunksize)", pebble),
+    "raw": Peer(
+        "psycopg2 loop", "psycopg2-binary", "a process for each worker, a connection, a plain loop over its share", bare.raw
+    ),
+    "pgbench": Peer("pgbench", "", "-c workers -j workers, the same statements, no Python", bare.pgbench),
+    "batchrun": Peer("batchrun", "batchrun-db", "run_parallel", batchrun),
+}
+"""The keys are what ``--peers`` takes."""

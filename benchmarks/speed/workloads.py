@@ -1,0 +1,137 @@
+"""What is measured: workloads, each with its lanes, and what batchrun is to reach in it.
+
+A lane is one way to do a workload's items: a peer with a setting. Where a peer cuts its input into chunks, its best chunk
+size is searched in a round before the first, of the sizes given here; chunk 1 of multiprocessing.Pool is what people write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BEST = "best peer"
+"""Stands for the lane of the quickest tuned peer, whichever it turns out to be."""
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One way. key: unique in its workload. title: for people; "" = the peer's.
+
+    options: the peer's setting. search: settings of which the quickest is taken; none = ``options`` are the setting.
+    is_peer: may be the best peer; else it is batchrun, a floor, or what people write. share: of the workload's items,
+    where this way is so slow that all of them would only take long.
+    """
+
+    key: str
+    peer: str
+    title: str = ""
+    task: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    search: tuple[dict[str, Any], ...] = ()
+    is_peer: bool = False
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a lane of batchrun is to reach against another lane, as a ratio of items a second. stretch: what is hoped for."""
+
+    lane: str
+    against: str
+    at_least: float
+    stretch: float | None = None
+
+    def text(self) -> str:
+        hoped = f" (stretch {self.stretch:g})" if self.stretch else ""
+        return f"≥ {self.at_least:g} x {self.against}{hoped}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One table of the report. items, quick: how many, and how many with --quick. delay_ms: of the network, each way and back."""
+
+    key: str
+    title: str
+    task: str
+    items: int
+    quick: int
+    lanes: tuple[Lane, ...]
+    goals: tuple[Goal, ...] = ()
+    has_database: bool = True
+    round_trips: bool = False
+    delay_ms: float = 0.0
+
+
+def pools(chunks: tuple[int, ...], *, slow_share: float = 1.0, auto: bool = True) -> tuple[Lane, ...]:
+    """The peers on processes, each with its chunk size searched, after the pool as people write it."""
+    sizes = tuple({"chunk": chunk} for chunk in chunks)
+    lazy = tuple({"chunk": chunk, "lazy": True} for chunk in chunks)
+    return (
+        Lane("pool-1", "pool", "mp.Pool, chunk 1", options={"chunk": 1}, share=slow_share),
+        Lane("pool", "pool", search=(*sizes, *lazy[:1]), is_peer=True),
+        Lane("ppe", "ppe", search=sizes, is_peer=True),
+        Lane("loky", "loky", search=sizes, is_peer=True),
+        Lane("joblib", "joblib", search=({"chunk": "auto"}, *sizes[-2:]) if auto else sizes, is_peer=True),
+        Lane("mpire", "mpire", search=sizes, is_peer=True),
+        Lane("pebble", "pebble", search=sizes, is_peer=True),
+    )
+
+
+def ours(key: str, title: str, *, task: str = "", **options: Any) -> Lane:
+    """A lane of batchrun; ``name=True`` records the run, under a name of its own."""
+    return Lane(key, "batchrun", title, task=task, options=options)
+
+
+NAMED = "exactly once"
+ORM_CHUNKS = (20, 100)
+
+WORKLOADS = {
+    workload.key: workload
+    for workload in (
+        Workload(
+            "noop", "no-op, over integers", "noop", 200_000, 4_000,
+            (*pools((200, 1000, 5000), slow_share=0.25), ours("ours", "batchrun")),
+            (Goal("ours", BEST, 1.3), Goal("ours", "pool-1", 100)), has_database=False,
+        ),
+        Workload(
+            "1kib", "1 KiB each way", "echo", 40_000, 1_000,
+            (*pools((20, 100, 500), slow_share=0.5), ours("ours", "batchrun", results=True)),
+            (Goal("ours", BEST, 4),), has_database=False,
+        ),
+        Workload(
+            "orm-read", "ORM read by key, a Session an item", "orm_read", 6_000, 200,
+            (*pools(ORM_CHUNKS), ours("ours", "batchrun"), ours("ours-read-only", "batchrun, read_only=True", read_only=True)),
+            (Goal("ours", BEST, 1.0, 1.1), Goal("ours-read-only", BEST, 1.25)), round_trips=True,
+        ),
+        Workload(
+            "orm-write", "ORM read and update, a commit an item", "orm_write", 3_000, 200,
+            (
+                *pools(ORM_CHUNKS),
+                ours("ours", "batchrun, anonymous"),
+                ours("ours-named", "batchrun, exactly once", name=True),
+                ours("ours-chunk", "batchrun, chunk, exactly once", name=True, transaction="chunk"),
+                ours("ours-batched", "batchrun, batched, exactly once", task="orm_write_batched", name=True, batched=True),
+            ),
+            (
+                Goal("ours", BEST, 1.0, 1.1), Goal("ours", "pool-1", 1.5),
+                Goal("ours-named", BEST, 0.97, 1.05), Goal("ours-named", "pool-1", 1.3),
+                Goal("ours-chunk", "pool-1", 2.5), Goal("ours-chunk", BEST, 1.7),
+                Goal("ours-batched", "pool-1", 10),
+            ), round_trips=True,
+        ),
+        Workload(
+            "driver", "driver-level task, no ORM", "driver_write", 6_000, 200,
+            (
+                Lane("pool-1", "pool", "mp.Pool, chunk 1", options={"chunk": 1}),
+                Lane("pool", "pool", search=tuple({"chunk": chunk} for chunk in ORM_CHUNKS), is_peer=True),
+                Lane("raw", "raw"),
+                Lane("pgbench", "pgbench", options={"marked": False}),
+                Lane("pgbench-mark", "pgbench", "pgbench, with the mark", options={"marked": True}),
+                ours("ours-named", "batchrun, exactly once", name=True),
+                ours("ours-chunk", "batchrun, chunk, exactly once", name=True, transaction="chunk"),
+            ),
+            (Goal("ours-named", "pgbench-mark", 0.85),), round_trips=True,
+        ),
+    )
+}  # fmt: skip
+"""In the order of the report. The keys are what ``--only`` takes."""

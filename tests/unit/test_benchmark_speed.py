@@ -1,0 +1,188 @@
+"""The arithmetic of the speed benchmark, its clock and its relay, and that its command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed.bare import script
+from benchmarks.speed.driver import Bench, Outcome
+from benchmarks.speed.figures import Spread, best_peer, per_item_us, ratio, verdicts
+from benchmarks.speed.relay import Relay
+from benchmarks.speed.table import as_data, as_markdown, as_text
+from benchmarks.speed.trial import Measured, Reading, Trial, arrive, read_now
+from benchmarks.speed.work import is_slow
+from benchmarks.speed.workloads import BEST, WORKLOADS, Goal, Lane, Workload
+
+ROOT = Path(__file__).parents[2]
+LANES = (
+    Lane("pool-1", "pool", "mp.Pool, chunk 1", options={"chunk": 1}),
+    Lane("pool", "pool", search=({"chunk": 20}, {"chunk": 100}), is_peer=True),
+    Lane("ppe", "ppe", search=({"chunk": 20},), is_peer=True),
+    Lane("ours", "batchrun", "batchrun"),
+)
+GOALS = (Goal("ours", BEST, 1.0, 1.1), Goal("ours", "pool-1", 2.5))
+WORKLOAD = Workload("some", "some work", "noop", 100, 10, LANES, GOALS)
+
+
+def rounds(*rates: float) -> list[Measured]:
+    """Rounds of 100 items with these rates, of which half the time is the client's CPU and none is known of the server's."""
+    return [Measured(100, 100 / rate, 50 / rate, None) for rate in rates]
+
+
+MEASURED = {
+    "pool-1": rounds(100, 50, 100),
+    "pool": rounds(200, 100, 210),
+    "ppe": rounds(190, 300, 190),
+    "ours": rounds(210, 120, 200),
+}
+
+
+def test_a_spread_is_the_median_between_the_extremes() -> None:
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+
+
+def test_the_best_peer_has_the_best_median_and_is_neither_chunk_1_nor_ours() -> None:
+    assert best_peer(WORKLOAD, MEASURED) == "pool"
+    assert best_peer(WORKLOAD, {"ours": rounds(1)}) is None
+
+
+def test_a_ratio_is_taken_within_each_round() -> None:
+    found = ratio(MEASURED, "ours", "pool-1")
+    assert found is not None
+    assert (found.middle, found.least, found.greatest) == pytest.approx((2.1, 2.0, 2.4))
+    assert ratio(MEASURED, "ours", "nobody") is None
+
+
+def test_cpu_an_item_is_in_microseconds_and_not_known_where_it_was_not_read() -> None:
+    assert per_item_us(rounds(100, 200, 400), "client_s") == pytest.approx(2500)
+    assert per_item_us(rounds(100), "server_s") is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "word"),
+    [
+        ((220.0, 110.0, 231.0), "reached, stretch too"),
+        ((200.0, 105.0, 210.0), "reached"),
+        ((160.0, 80.0, 168.0), "not reached: 20 % short"),
+        ((160.0, 101.0, 168.0), "not reached: 20 % short (within the spread)"),
+    ],
+)
+def test_a_verdict_says_whether_a_goal_is_reached_and_how_far_it_is(ours: tuple[float, ...], word: str) -> None:
+    found = verdicts(WORKLOAD, {**MEASURED, "ours": rounds(*ours)})
+    assert [verdict.against for verdict in found] == ["pool", "pool-1"]
+    assert found[0].word == word
+
+
+def test_a_goal_whose_other_side_was_not_measured_has_no_verdict() -> None:
+    assert [one.against for one in verdicts(WORKLOAD, {"ours": rounds(1), "pool-1": rounds(1)})] == ["pool-1"]
+
+
+def test_the_tables_name_every_way_and_every_goal() -> None:
+    outcome = Outcome(WORKLOAD, MEASURED, {"pool": {"chunk": 100}}, {"ours": 4.0}, ["ppe: it broke"])
+    text, markdown = as_text([outcome]), as_markdown([outcome])
+    for shown in ("mp.Pool *", "ProcessPoolExecutor", "2.10", "4.00", "chunk=100", "≥ 2.5 x mp.Pool, chunk 1", "16 % short"):
+        assert shown in text
+        assert shown in markdown
+    assert "**not reached: 16 % short**" in markdown
+    data = json.loads(json.dumps(as_data([outcome], {})))
+    assert data["workloads"][0]["lanes"]["pool"]["items_per_s"]["middle"] == 200
+    assert data["workloads"][0]["goals"][1]["verdict"] == "not reached: 16 % short"
+    assert data["workloads"][0]["troubles"] == ["ppe: it broke"]
+
+
+def test_every_goal_names_lanes_of_its_workload() -> None:
+    for workload in WORKLOADS.values():
+        lanes = {lane.key for lane in workload.lanes}
+        assert len(lanes) == len(workload.lanes)
+        assert {goal.lane for goal in workload.goals} <= lanes
+        assert {goal.against for goal in workload.goals} <= {*lanes, BEST}
+
+
+def test_every_worker_has_as_many_items() -> None:
+    assert Bench(3, 1, ["pool"]).items_of(WORKLOAD, LANES[0], 1.0) == 99
+    assert Bench(3, 1, ["pool"], is_quick=True).items_of(WORKLOAD, replace(LANES[0], share=0.1), 1.0) == 3
+
+
+def test_one_item_of_a_hundred_is_slow() -> None:
+    assert [sum(is_slow(item) for item in range(start, start + 100)) for start in range(0, 1000, 100)] == [1] * 10
+
+
+def test_the_pgbench_script_gives_each_client_keys_of_its_own_and_marks_in_begins_message() -> None:
+    assert "\\set key :i * 2 + :client_id + 1" in script(2, marked=True)
+    assert "BEGIN\\; UPDATE bench_chunk SET pos = pos + 1" in script(2, marked=True)
+    assert "bench_chunk" not in script(2, marked=False)
+
+
+def test_a_trial_crosses_to_its_program_unchanged() -> None:
+    trial = Trial("pool", "noop", 10, 2, "", "/tmp", 7, {"chunk": 20})
+    assert Trial.read(trial.text()) == trial
+
+
+# ----------------------------------------------------------------------------------------- the clock and the relay
+def test_the_clock_starts_when_the_last_worker_has_come(tmp_path: Path) -> None:
+    first = threading.Thread(target=arrive, args=(str(tmp_path), 2, os.getsid(0), 0))
+    first.start()
+    assert not (tmp_path / "go").exists()
+    (tmp_path / "worker-of-another-process").touch()
+    first.join(10.0)
+    reading = Reading(**json.loads((tmp_path / "go").read_text()))
+    assert reading.server_s is None
+    arrive(str(tmp_path), 2, os.getsid(0), 0)
+    assert Reading(**json.loads((tmp_path / "go").read_text())) == reading
+
+
+def test_cpu_time_of_children_that_have_ended_is_counted() -> None:
+    before = read_now(os.getsid(0), 0)
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+    after = read_now(os.getsid(0), 0)
+    assert before.client_s is not None
+    assert after.client_s is not None
+    assert after.client_s - before.client_s >= 0.25
+
+
+def test_the_relay_passes_on_what_is_said_and_counts_round_trips() -> None:
+    def serve() -> None:
+        server, _ = listener.accept()
+        with server:
+            while said := server.recv(100):
+                server.sendall(said.upper())
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        with Relay(f"postgresql://u@127.0.0.1:{listener.getsockname()[1]}/d", 1.0) as relay:
+            port = int(relay.url.rpartition(":")[2].partition("/")[0])
+            with socket.create_connection(("127.0.0.1", port), 10.0) as client:
+                for word in (b"one", b"two", b"three"):
+                    client.sendall(word)
+                    assert client.recv(100) == word.upper()
+                assert relay.round_trips() == 3
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(100) == b""
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+def test_the_command_measures_and_judges(tmp_path: Path) -> None:
+    file = tmp_path / "out.json"
+    options = ["--quick", "--only", "noop", "--peers", "pool,ppe,batchrun", "--json", str(file)]
+    ran = subprocess.run([sys.executable, "-m", "benchmarks", *options], cwd=ROOT, text=True, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "no-op, over integers" in ran.stdout
+    data = json.loads(file.read_text())
+    assert set(data["workloads"][0]["lanes"]) == {"pool-1", "pool", "ppe", "ours"}
+    assert len(data["workloads"][0]["goals"]) == 2
+    assert data["facts"]["packages"]["SQLAlchemy"]
+
+
+def test_a_workload_that_is_not_there_is_named_with_those_that_are() -> None:
+    ran = subprocess.run([sys.executable, "-m", "benchmarks", "--only", "noob"], cwd=ROOT, text=True, capture_output=True)
+    assert ran.returncode == 2
+    assert "noob is not known; there are noop" in ran.stderr
