@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import pages
 from benchmarks.faults.cases import FAULTS
 from benchmarks.faults.judge import Result
 
@@ -41,8 +41,7 @@ def read_cells(files: Sequence[Path]) -> tuple[list[Cell], str]:
 
 def put(page: Path, content: str) -> None:
     """Put the table into a page, between its two marks."""
-    between = re.compile(r"(<!-- faults -->\n).*?(<!-- end of faults -->)", re.DOTALL)
-    page.write_text(between.sub(lambda found: f"{found[1]}\n{content}\n{found[2]}", page.read_text()))
+    pages.put(page, "faults", content)
 
 
 def grid(results: Sequence[Cell], titles: dict[str, str]) -> list[list[str]]:
@@ -58,19 +57,17 @@ def as_markdown(results: Sequence[Cell], titles: dict[str, str], *, is_brief: bo
     """A Markdown table; what is as it should be stands in bold. is_brief: of each cell only the gravest, which comes first."""
     fine = {(FAULTS[result.fault].title, titles[result.peer]) for result in results if result.is_fine}
     head, *body = grid(results, titles)
-    lines = [head, ["---"] * len(head)]
+    lines = [head]
     for fault, *words in body:
         words = [word.partition(",")[0] if is_brief else word for word in words]
         cells = [f"**{word}**" if (fault, peer) in fine else word for peer, word in zip(head[1:], words, strict=True)]
         lines.append([fault, *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return pages.grid(lines)
 
 
 def as_text(results: Sequence[Cell], titles: dict[str, str]) -> str:
     """Columns of equal width for a terminal."""
-    rows = grid(results, titles)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows)
+    return pages.columns(grid(results, titles))
 
 
 def as_data(result: Result) -> dict[str, Any]:

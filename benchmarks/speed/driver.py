@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed import bare, server
-from benchmarks.speed.figures import rates
+from benchmarks.speed.figures import figure, with_next_ms
 from benchmarks.speed.peers import PEERS
 from benchmarks.speed.relay import Relay
 from benchmarks.speed.trial import Measured, Trial
-from benchmarks.speed.work import READING
-from benchmarks.speed.workloads import Lane, Workload
+from benchmarks.speed.work import NEEDS_NO_DATABASE, WRITING
+from benchmarks.speed.workloads import ALONE, FURTHER, Lane, Workload
 from tests.postgres import Server
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,9 @@ class Bench:
                 if lane.key in outcome.settings:
                     with self._noting(outcome, lane):
                         self._measure(outcome, lane, number)
+        for lane in lanes:
+            if alone := outcome.rounds.get(f"{lane.key}{ALONE}"):
+                outcome.rounds[lane.key] = with_next_ms(outcome.rounds.get(lane.key, []), alone, FURTHER)
         if workload.round_trips:
             self._count_round_trips(outcome, lanes)
         return outcome
@@ -105,9 +108,11 @@ class Bench:
     def _measure(self, outcome: Outcome, lane: Lane, number: int) -> None:
         measured = self.trial(outcome.workload, lane, outcome.settings[lane.key])
         outcome.rounds.setdefault(lane.key, []).append(measured)
-        middle = rates(outcome.rounds[lane.key]).middle
-        line = f"{outcome.workload.key:10} {lane.key:15} round {number}: {measured.rate:12,.0f} items/s   median {middle:12,.0f}"
-        self.say(line)
+        told = [f"{measured.rate:,.0f} items/s"] if not outcome.workload.figures else []
+        for key, title in outcome.workload.figures:
+            found = figure([measured], key)
+            told += [f"{title} {found.middle:,.2f}"] if found else []
+        self.say(f"{outcome.workload.key:10} {lane.key:15} round {number}: {', '.join(told)}")
 
     def _count_round_trips(self, outcome: Outcome, lanes: Sequence[Lane]) -> None:
         """Round trips an item: two short runs through a relay, so that what is only done once drops out."""
@@ -139,16 +144,21 @@ class Bench:
         url: another way to the database. items: another number of them.
         """
         items = items or self.items_of(workload, lane, share)
-        before = self._settled(workload)
+        if workload.round_trip_ms and url is None:
+            with Relay(server.url_of(self.server), workload.round_trip_ms) as relay:
+                return self.trial(workload, lane, options, url=relay.url, items=items)
+        task = lane.task or workload.task
+        needs_database = task not in NEEDS_NO_DATABASE
+        before = server.settle(self.server) if needs_database else 0
         given = {**options, "name": f"bench-{uuid.uuid4().hex[:12]}"} if options.get("name") else options
         trial = Trial(
-            lane.peer, lane.task or workload.task, items, self.workers,
-            url=(url or server.url_of(self.server)) if workload.has_database else "", folder="",
-            postmaster=(self.server.pid or 0) if workload.has_database else 0, options=given,
+            lane.peer, task, items, self.workers_of(workload, lane),
+            url=(url or server.url_of(self.server)) if needs_database else "", folder="",
+            postmaster=(self.server.pid or 0) if needs_database else 0, options=given,
         )  # fmt: skip
         measured = run_program(trial)
-        written = self._settled(workload) - before
-        expected = items if workload.has_database and workload.task not in READING else 0
+        written = server.settle(self.server) - before if needs_database else 0
+        expected = items if task in WRITING else 0
         if written != expected:
             raise TrialFailed(f"{expected} items were to be written, and {written} are")
         return measured
@@ -165,13 +175,14 @@ class Bench:
         if "server" in self.__dict__:
             self.server.close()
 
-    def _settled(self, workload: Workload) -> int:
-        return server.settle(self.server) if workload.has_database else 0
-
     def items_of(self, workload: Workload, lane: Lane, share: float) -> int:
         """How many items a lane gets: a whole number for each worker."""
         items = int((workload.quick if self.is_quick else workload.items) * lane.share * share)
-        return max(items // self.workers, 1) * self.workers
+        workers = self.workers_of(workload, lane)
+        return max(items // workers, 1) * workers
+
+    def workers_of(self, workload: Workload, lane: Lane) -> int:
+        return lane.workers or workload.workers or self.workers
 
 
 def run_program(trial: Trial) -> Measured:

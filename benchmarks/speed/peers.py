@@ -6,18 +6,15 @@ before it is closed, for batchrun when its call returns, with its workers ended.
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
-import os
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent import futures as standard
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
-from benchmarks.speed import bare, work
-from benchmarks.speed.trial import Measured, Trial, arrive, stop_clock
+from benchmarks.speed import bare, streams, work
+from benchmarks.speed.streams import drain
+from benchmarks.speed.trial import Measured, Trial, stop_clock
 
 
 @dataclass(frozen=True)
@@ -30,14 +27,10 @@ class Peer:
     run: Callable[[Trial], Measured]
 
 
-def drain(results: Iterable[Any]) -> None:
-    """Take every result, as quickly as Python can."""
-    deque(results, maxlen=0)
-
-
 def pool(trial: Trial) -> Measured:
     items, chunk = work.items_of(trial), trial.options["chunk"]
-    with multiprocessing.Pool(trial.workers, work.initializer(trial)) as workers:
+    context = multiprocessing.get_context(trial.options.get("start"))
+    with context.Pool(trial.workers, work.initializer(trial)) as workers:
         if trial.options.get("lazy"):
             drain(workers.imap_unordered(work.performed(trial), items, chunk))
         else:
@@ -95,7 +88,7 @@ def batchrun(trial: Trial) -> Measured:
         work.items_of(trial),
         trial.url or None,
         workers=trial.workers,
-        initializer=functools.partial(arrive, trial.folder, trial.workers, os.getsid(0), trial.postmaster),
+        initializer=work.arrival(trial),
         progress=False,
         **trial.options,
     )
@@ -117,5 +110,7 @@ PEERS = {
     ),
     "pgbench": Peer("pgbench", "", "-c workers -j workers, the same statements, no Python", bare.pgbench),
     "batchrun": Peer("batchrun", "batchrun-db", "run_parallel", batchrun),
+    "pool-stream": Peer("mp.Pool", "", "Pool(workers, initializer).imap_unordered(chunksize)", streams.pool),
+    "batchrun-stream": Peer("batchrun", "batchrun-db", "iter_parallel", streams.batchrun),
 }
 """The keys are what ``--peers`` takes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import columns, grid
 from benchmarks.speed.driver import Outcome, shown
-from benchmarks.speed.figures import Spread, Verdict, best_peer, per_item_us, rates, ratio, verdicts
+from benchmarks.speed.figures import Spread, Verdict, best_peer, figure, per_item_us, rates, ratio, verdicts
 from benchmarks.speed.peers import PEERS
 from benchmarks.speed.workloads import Lane
 
@@ -28,6 +30,8 @@ def title(lane: Lane) -> str:
 
 def rows(outcome: Outcome) -> list[list[str]]:
     """A row for each lane that was measured; the first row is the head."""
+    if outcome.workload.figures:
+        return figure_rows(outcome)
     best = best_peer(outcome.workload, outcome.rounds)
     found = [HEAD]
     for lane in outcome.workload.lanes:
@@ -50,29 +54,46 @@ def rows(outcome: Outcome) -> list[list[str]]:
     return found
 
 
+def figure_rows(outcome: Outcome) -> list[list[str]]:
+    """The same for a workload with figures of its own."""
+    found = [["way", *(title for _, title in outcome.workload.figures), "setting"]]
+    for lane in outcome.workload.lanes:
+        if measured := outcome.rounds.get(lane.key):
+            cells = [spread_text(figure(measured, key)) for key, _ in outcome.workload.figures]
+            found.append([title(lane), *cells, shown(outcome.settings.get(lane.key, {}))])
+    return found
+
+
+def spread_text(spread: Spread | None) -> str:
+    return f"{number(spread.middle)} ({number(spread.least)} to {number(spread.greatest)})" if spread else "-"
+
+
 def times(spread: Spread | None) -> str:
     return f"{spread.middle:.2f}" if spread else "-"
 
 
-def number(figure: float | None) -> str:
-    if figure is None:
+def number(found: float | None) -> str:
+    if found is None:
         return "-"
-    return f"{figure:,.0f}" if figure >= 20 else f"{figure:.1f}"
+    return f"{found:,.0f}" if found >= 20 else f"{found:.2f}"
 
 
 def goal_rows(outcome: Outcome) -> list[list[str]]:
     """A row for each goal; the first row is the head."""
     lanes = {lane.key: title(lane) for lane in outcome.workload.lanes}
-    found = [["way", "ours to reach", "compared with", "ratio", "spread", "verdict"]]
-    for verdict in verdicts(outcome.workload, outcome.rounds):
-        spread = f"{verdict.ratio.least:.2f} to {verdict.ratio.greatest:.2f}"
-        middle = f"{verdict.ratio.middle:.2f}"
-        found.append([lanes[verdict.goal.lane], goal_text(verdict, lanes), lanes[verdict.against], middle, spread, verdict.word])
+    found = [["way", "ours to reach", "compared with", "found", "spread", "verdict"]]
+    for verdict in verdicts(outcome.workload, outcome.rounds, outcome.trips):
+        spread = f"{verdict.found.least:.2f} to {verdict.found.greatest:.2f}"
+        against = lanes.get(verdict.against, "-")
+        found.append(
+            [lanes[verdict.lane], wanted(verdict, against), against, f"{verdict.found.middle:.2f}", spread, verdict.word]
+        )
     return found
 
 
-def goal_text(verdict: Verdict, lanes: dict[str, str]) -> str:
-    return verdict.goal.text().replace(verdict.goal.against, lanes.get(verdict.goal.against, verdict.goal.against))
+def wanted(verdict: Verdict, against: str) -> str:
+    """What is wanted, with the lane's title in place of its key."""
+    return re.sub(rf"x {re.escape(verdict.against)}\b", f"x {against}", verdict.wanted) if verdict.against else verdict.wanted
 
 
 def as_text(outcomes: Sequence[Outcome]) -> str:
@@ -83,13 +104,6 @@ def as_text(outcomes: Sequence[Outcome]) -> str:
         if len(goals := goal_rows(outcome)) > 1:
             parts += [columns(goals), "\n"]
     return "".join(parts)
-
-
-def columns(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
-    )
 
 
 def as_markdown(outcomes: Sequence[Outcome]) -> str:
@@ -104,10 +118,6 @@ def as_markdown(outcomes: Sequence[Outcome]) -> str:
                 "\n",
             ]
     return "".join(parts)
-
-
-def grid(lines: Sequence[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
 
 
 def as_data(outcomes: Sequence[Outcome], facts: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +141,8 @@ def _data(outcome: Outcome) -> dict[str, Any]:
             for key, measured in outcome.rounds.items()
         },
         "goals": [
-            {**asdict(one.goal), "compared_with": one.against, "ratio": asdict(one.ratio), "verdict": one.word}
-            for one in verdicts(outcome.workload, outcome.rounds)
+            {**asdict(one), "is_reached": one.is_reached, "verdict": one.word}
+            for one in verdicts(outcome.workload, outcome.rounds, outcome.trips)
         ],
         "troubles": outcome.troubles,
     }

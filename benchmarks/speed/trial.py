@@ -75,9 +75,9 @@ class Measured:
         return self.items / self.seconds
 
     @classmethod
-    def between(cls, items: int, first: Reading, last: Reading, **more: Any) -> Self:
+    def between(cls, items: int, first: Reading, last: Reading) -> Self:
         return cls(
-            items, last.clock_s - first.clock_s, _less(last.client_s, first.client_s), _less(last.server_s, first.server_s), more
+            items, last.clock_s - first.clock_s, _less(last.client_s, first.client_s), _less(last.server_s, first.server_s)
         )
 
 
@@ -89,12 +89,12 @@ def _less(last: float | None, first: float | None) -> float | None:
 def arrive(folder: str, workers: int, session: int, postmaster: int) -> None:
     """Wait for the other workers; the last one takes the first reading and lets all go. Later ones pass at once."""
     place = Path(folder)
-    (place / f"worker-{os.getpid()}").touch()
+    (place / f"worker-{os.getpid()}").write_text(str(time.monotonic()))
     go = place / "go"
+    if not go.exists() and len(list(place.glob("worker-*"))) >= workers and _is_first(place / "reading"):
+        start_clock(folder, session, postmaster)
     late = time.monotonic() + ARRIVAL_S
     while not go.exists():
-        if len(list(place.glob("worker-*"))) >= workers and _is_first(place / "reading"):
-            start_clock(folder, session, postmaster)
         if time.monotonic() > late:
             raise TimeoutError(f"{workers} workers were to be started, and after {ARRIVAL_S:g} s they are not there")
         time.sleep(LOOK_S)
@@ -115,11 +115,16 @@ def start_clock(folder: str, session: int, postmaster: int) -> None:
     (place / "go.new").rename(place / "go")
 
 
-def stop_clock(trial: Trial, **more: Any) -> Measured:
+def arrivals(folder: str) -> list[float]:
+    """When each worker came to the barrier, in order."""
+    return sorted(float(path.read_text()) for path in Path(folder).glob("worker-*"))
+
+
+def stop_clock(trial: Trial) -> Measured:
     """Take the second reading, in the program."""
     last = read_now(os.getsid(0), trial.postmaster)
     first = Reading(**json.loads((Path(trial.folder) / "go").read_text()))
-    return Measured.between(trial.items, first, last, **more)
+    return Measured.between(trial.items, first, last)
 
 
 # ------------------------------------------------------------------------------------------------- CPU seconds

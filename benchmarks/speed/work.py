@@ -10,15 +10,19 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, update
+from sqlalchemy import Engine, create_engine, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from benchmarks.speed.trial import Trial, arrive
 
+WAIT_S = 0.02
 SLOW_EVERY = 100
 QUICK_S = 0.0005
+FOLDER = "BENCHMARK_FOLDER"
+"""The environment variable with a trial's folder, for tasks that note something."""
 ENGINE: Engine | None = None
 TASK: Callable[..., Any] | None = None
 """Of this worker process."""
@@ -50,12 +54,18 @@ def echo(item: bytes) -> bytes:
 
 def wait(item: int) -> None:
     """20 ms for an answer from elsewhere."""
-    time.sleep(0.02)
+    time.sleep(WAIT_S)
+
+
+def wait_for_server(session: Session, item: int) -> None:
+    """20 ms for an answer of the database."""
+    session.execute(text("SELECT pg_sleep(0.02)"))
 
 
 def mixed(item: int) -> None:
-    """One item of a hundred is 1,000 times slower; which one of the hundred, changes."""
+    """One item of a hundred is 1,000 times slower; which one of the hundred, changes. Notes when this worker was last busy."""
     time.sleep(QUICK_S * 1000 if is_slow(item) else QUICK_S)
+    (Path(os.environ[FOLDER]) / f"ended-{os.getpid()}").write_text(str(time.monotonic()))
 
 
 def is_slow(item: int) -> bool:
@@ -97,10 +107,12 @@ def driver_write_on(cursor: Any, key: int) -> None:
 
 
 TASKS: dict[str, Callable[..., Any]] = {
-    task.__name__: task for task in (noop, echo, wait, mixed, orm_read, orm_write, orm_write_batched, driver_write)
+    task.__name__: task
+    for task in (noop, echo, wait, wait_for_server, mixed, orm_read, orm_write, orm_write_batched, driver_write)
 }
-READING = {"orm_read"}
-"""Tasks of which a peer commits nothing."""
+NEEDS_NO_DATABASE = {"noop", "echo", "wait", "mixed"}
+WRITING = {"orm_write", "orm_write_batched", "driver_write"}
+"""Tasks that a peer commits; each adds one to the balance of its item's account."""
 
 
 def items_of(trial: Trial) -> Sequence[Any]:
@@ -124,11 +136,16 @@ def initializer(trial: Trial) -> Callable[[], None]:
     return functools.partial(initialize, trial, os.getsid(0))
 
 
+def arrival(trial: Trial) -> Callable[[], None]:
+    """The initializer of batchrun's worker, which has an engine already: the barrier alone."""
+    return functools.partial(arrive, trial.folder, trial.workers, os.getsid(0), trial.postmaster)
+
+
 def performed(trial: Trial) -> Callable[[Any], Any]:
     """What a peer maps over the items."""
     if not trial.url:
         return TASKS[trial.task]
-    return read if trial.task in READING else committed
+    return committed if trial.task in WRITING else read
 
 
 def committed(item: Any) -> None:

@@ -15,12 +15,12 @@ import pytest
 
 from benchmarks.speed.bare import script
 from benchmarks.speed.driver import Bench, Outcome
-from benchmarks.speed.figures import Spread, best_peer, per_item_us, ratio, verdicts
+from benchmarks.speed.figures import Spread, best_peer, per_item_us, ratio, verdicts, with_next_ms
 from benchmarks.speed.relay import Relay
 from benchmarks.speed.table import as_data, as_markdown, as_text
 from benchmarks.speed.trial import Measured, Reading, Trial, arrive, read_now
 from benchmarks.speed.work import is_slow
-from benchmarks.speed.workloads import BEST, WORKLOADS, Goal, Lane, Workload
+from benchmarks.speed.workloads import BEST, WORKLOADS, Goal, Lane, Limit, Workload
 
 ROOT = Path(__file__).parents[2]
 LANES = (
@@ -77,13 +77,32 @@ def test_cpu_an_item_is_in_microseconds_and_not_known_where_it_was_not_read() ->
     ],
 )
 def test_a_verdict_says_whether_a_goal_is_reached_and_how_far_it_is(ours: tuple[float, ...], word: str) -> None:
-    found = verdicts(WORKLOAD, {**MEASURED, "ours": rounds(*ours)})
+    found = verdicts(WORKLOAD, {**MEASURED, "ours": rounds(*ours)}, {})
     assert [verdict.against for verdict in found] == ["pool", "pool-1"]
     assert found[0].word == word
 
 
 def test_a_goal_whose_other_side_was_not_measured_has_no_verdict() -> None:
-    assert [one.against for one in verdicts(WORKLOAD, {"ours": rounds(1), "pool-1": rounds(1)})] == ["pool-1"]
+    assert [one.against for one in verdicts(WORKLOAD, {"ours": rounds(1), "pool-1": rounds(1)}, {})] == ["pool-1"]
+
+
+def test_a_figure_over_its_limit_is_not_reached_and_one_without_measurement_has_no_verdict() -> None:
+    limits = (Limit("ours", "idle_s", "≤ 1 s", at_most=1.0), Limit("ours", "of_ideal", "≥ 0.9", at_least=0.9))
+    measured = [replace(one, more={"idle_s": idle_s}) for one, idle_s in zip(rounds(1, 1, 1), (1.2, 0.5, 1.3), strict=True)]
+    (found,) = verdicts(replace(WORKLOAD, limits=limits), {"ours": measured}, {})
+    assert found.word == "not reached: 20 % over (within the spread)"
+
+
+@pytest.mark.parametrize(("trips", "is_reached"), [(4.05, True), (4.5, False)])
+def test_a_lean_lane_needs_no_round_trip_more_than_the_best_peer(trips: float, is_reached: bool) -> None:
+    (found,) = verdicts(replace(WORKLOAD, goals=(), lean=("ours",)), MEASURED, {"pool": 4.0, "ours": trips})
+    assert found.is_reached is is_reached
+
+
+def test_a_further_worker_takes_what_many_take_beyond_one() -> None:
+    alone = [replace(one, more={"ready_ms": 100.0}) for one in rounds(1)]
+    many = [replace(one, more={"ready_ms": 300.0}) for one in rounds(1)]
+    assert with_next_ms(many, alone, 8)[0].more["next_ms"] == 25.0
 
 
 def test_the_tables_name_every_way_and_every_goal() -> None:
@@ -103,7 +122,7 @@ def test_every_goal_names_lanes_of_its_workload() -> None:
     for workload in WORKLOADS.values():
         lanes = {lane.key for lane in workload.lanes}
         assert len(lanes) == len(workload.lanes)
-        assert {goal.lane for goal in workload.goals} <= lanes
+        assert {goal.lane for goal in workload.goals} | {limit.lane for limit in workload.limits} | {*workload.lean} <= lanes
         assert {goal.against for goal in workload.goals} <= {*lanes, BEST}
 
 
