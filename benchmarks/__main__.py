@@ -13,7 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
-from benchmarks.speed.driver import Bench, missing
+from benchmarks.pages import put
+from benchmarks.speed.driver import ROOT, Bench, missing
 from benchmarks.speed.peers import PEERS
 from benchmarks.speed.table import as_data, as_markdown, as_text, facts_line, facts_of
 from benchmarks.speed.workloads import WORKLOADS
@@ -27,6 +28,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes of everybody (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="few items, one round, no search: does it work?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there as well")
+    parser.add_argument("--docs", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there as well")
     given = parser.parse_args()
     for name, known in (("only", WORKLOADS), ("peers", PEERS)):
@@ -56,10 +58,13 @@ def main() -> None:
         print("--quick shows that it works. Its figures say nothing: what is done once is most of what it measures.")
     for line in [*absent.values(), *(trouble for outcome in outcomes for trouble in outcome.troubles)]:
         print(f"not measured: {line}")
+    markdown = f"{as_markdown(outcomes)}{facts_line(facts)}.\n"
+    if given.docs:
+        put(ROOT / "docs" / "benchmarks.md", "benchmarks", markdown)
     if given.json:
         given.json.write_text(json.dumps(as_data(outcomes, facts), indent=1) + "\n")
     if given.markdown:
-        given.markdown.write_text(f"{as_markdown(outcomes)}\n{facts_line(facts)}.\n")
+        given.markdown.write_text(markdown)
     if any(outcome.troubles for outcome in outcomes):
         sys.exit(1)
 
