@@ -25,6 +25,7 @@ _MEMORY_FREE = 2 * 1024**3
 
 def pytest_configure(config: pytest.Config) -> None:
     leaks.mark()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program of the tests would compile batchrun: 0.3 s, hundreds of times
     if not hasattr(config, "workerinput") and _is_memory(_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))  # so that no commit of SQLite waits for a disk
 
