@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import importlib
 import multiprocessing
 import os
@@ -29,11 +28,10 @@ from batchrun.execution.orphans import this_is_the_fork_server
 
 MODULES = ("batchrun.execution.worker", "batchrun.execution.output", "sqlalchemy.orm", "multiprocessing.popen_forkserver")
 """What every worker needs, whatever its database. A test tells of one that is missing here."""
-NAME = "batchrun-forks"
-"""What ``ps -o comm`` and ``/proc/PID/comm`` show for a fork server that is a copy."""
+TITLES = (b"batchrun:multiprocessing.forkserver", b"multiprocessing.forkserver", b"forkserver")
+"""The command line of a fork server that is a copy, and of its workers: the longest that finds room where the parent's stands."""
 
 _IS_LINUX = sys.platform == "linux"
-_PR_SET_NAME = 15
 _any_server: Any = forkserver._forkserver
 _any_util: Any = util
 
@@ -132,11 +130,18 @@ def _serve(command: str, passed: Sequence[int], mask: Any) -> None:
 
 
 def _show_as_fork_server() -> None:
-    """Its command line is the parent's, so that people could not tell the two apart. Workers get their former name back."""
-    name = ctypes.CDLL(None).prctl
-    former = Path("/proc/self/comm").read_bytes().strip()
-    os.register_at_fork(after_in_child=functools.partial(name, _PR_SET_NAME, former))
-    name(_PR_SET_NAME, NAME.encode())
+    """Have ``ps`` tell it from the parent: its command line, a copy of the parent's, is written over where the kernel reads it.
+
+    It says what a fork server says that is an interpreter of its own, so that whoever looks for one finds either.
+    """
+    if not _IS_LINUX:
+        return
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])  # arg_start and arg_end of proc(5): fields 48 and 49, of which 2 are before ")"
+    title = next((one for one in TITLES if start and len(one) < end - start), None)
+    if title is not None:
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, title, len(title))
 
 
 def _let_go_of_descriptors(kept: set[int]) -> None:

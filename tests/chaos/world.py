@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import make_url, text
 
-from batchrun.execution.preloading import NAME
 from tests.chaos.scenario import Scenario
 from tests.postgres import Server
 from tests.support import leaks, oracle
@@ -317,14 +316,7 @@ def helper_pids(parent: int, kind: str) -> list[int]:
 
 
 def is_helper(pid: int, kind: str) -> bool:
-    """The fork server of a command is a copy of it, with a name of its own."""
-    return f"multiprocessing.{kind}" in command_of(pid) or (kind == "forkserver" and name_of(pid) == NAME)
-
-
-def name_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    return ""
+    return f"multiprocessing.{kind}" in command_of(pid)
 
 
 def worker_pids(parent: int) -> list[int]:

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine
 
 from batchrun.cli.output import LineStream
 from batchrun.execution import worker
-from batchrun.execution.preloading import NAME
+from batchrun.execution.preloading import TITLES
 from tests.support.databases import engine_for
 from tests.support.waiting import wait_until
 
@@ -100,13 +100,13 @@ def test_workers_import_neither_the_job_nor_what_they_need(project: Project) -> 
     def work(item):
         import sys
         note("workers")
-        note("servers", Path(f"/proc/{os.getppid()}/comm").read_text().strip())
+        note("servers", Path(f"/proc/{os.getppid()}/cmdline").read_text().rstrip("\\0"))
         pause_until_there_are(2)
     """.replace("\n    ", "\n")
     assert project.run(task)["done"] == 4
     assert len(project.noted("imports")) == 1
     assert len(set(project.noted("workers"))) == 2
-    assert set(project.noted("servers")) == {NAME}
+    assert set(project.noted("servers")) == {TITLES[0].decode()}
 
 
 @pytest.mark.parametrize("url", ["sqlite", "postgresql+psycopg2", "postgresql+psycopg"])
@@ -173,7 +173,7 @@ def test_a_killed_fork_server_is_replaced_by_one_whose_workers_import_the_job(pr
     task = PLAIN.replace('transaction="none"', 'transaction="none", idempotent=True').replace("(2)", "(4)")
     process = project.start(task)
     wait_until(lambda: len(set(project.noted("workers"))) == 2, 30)
-    (server,) = (pid for pid in children(process.pid) if name_of(pid) == NAME)
+    (server,) = (pid for pid in children(process.pid) if command_of(pid) == TITLES[0].decode())
     os.kill(server, signal.SIGKILL)
     out, err = process.communicate(timeout=60)
     assert json.loads(out)["done"] == 4, err
@@ -184,8 +184,8 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
 
 
 def test_a_signal_to_the_whole_group_ends_the_run_after_the_running_items(project: Project) -> None:
