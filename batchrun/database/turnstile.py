@@ -28,18 +28,11 @@ class Turnstile:
         """Wait for this thread's turn. on_wait: called before a wait that is not over at once, and after it."""
         if self._inside:
             return
-        waits = not _try(self._queue)
-        if waits:
-            _tell(on_wait, 0)
-            fcntl.flock(self._queue, fcntl.LOCK_EX)
+        waits = _take(self._queue, fcntl.LOCK_EX, on_wait)
         try:
-            fcntl.flock(self._owner, fcntl.LOCK_SH)
+            waits = _take(self._owner, fcntl.LOCK_SH, None if waits else on_wait) or waits
             fcntl.flock(self._owner, fcntl.LOCK_UN)
-            if not _try(self._writer):
-                if not waits:
-                    _tell(on_wait, 0)
-                waits = True
-                fcntl.flock(self._writer, fcntl.LOCK_EX)
+            waits = _take(self._writer, fcntl.LOCK_EX, None if waits else on_wait) or waits
             self._inside = True
         finally:
             fcntl.flock(self._queue, fcntl.LOCK_UN)
@@ -78,6 +71,15 @@ class OwnerTurn:
         os.close(self._writer)
 
 
+def _take(descriptor: int, way: int, on_wait: tuple[Callable[[], None], Callable[[], None]] | None) -> bool:
+    """Take a lock. True when it had to be waited for."""
+    if _try(descriptor, way):
+        return False
+    _tell(on_wait, 0)
+    fcntl.flock(descriptor, way)
+    return True
+
+
 def _tell(on_wait: tuple[Callable[[], None], Callable[[], None]] | None, which: int) -> None:
     if on_wait:
         on_wait[which]()
@@ -87,9 +89,9 @@ def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _try(descriptor: int) -> bool:
+def _try(descriptor: int, way: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, way | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
