@@ -35,7 +35,8 @@ from batchrun.loading import run_items
 from batchrun.opening import opened
 from batchrun.options import OPTION_NAMES, RunOptions, with_options
 from batchrun.parameters import parse_params, restore_params, split_call
-from batchrun.runner import Runner, StopRequest
+from batchrun.plans import StopRequest
+from batchrun.runner import Runner
 from batchrun.runs import Report
 from batchrun.sources.coerce import as_source
 from batchrun.sources.keysets import Keyset
@@ -172,8 +173,9 @@ def iter_parallel(
 
 
 def _outcomes(call: Call, progress: bool | None) -> Iterator[Outcome]:
-    for batch in _batches(call, progress, []):
-        yield from batch
+    for settled in _batches(call, progress, []):
+        for outcomes in settled:
+            yield from outcomes
 
 
 def _call(given: Mapping[str, Any], written: Sequence[str]) -> Call:
@@ -218,7 +220,7 @@ def _name_of(task: Any) -> str:
     return "lambda" if found == "<lambda>" else str(found)
 
 
-def _batches(call: Call, progress: bool | None, keep: list[Report]) -> Iterator[list[Outcome]]:
+def _batches(call: Call, progress: bool | None, keep: list[Report]) -> Iterator[list[Iterable[Outcome]]]:
     """Open the run, carry it out, and leave its report in ``keep``."""
     observer = _bar(progress)
     call.observers = [*call.observers, observer] if observer else call.observers

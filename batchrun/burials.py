@@ -26,7 +26,7 @@ from batchrun.items import ItemError, OutcomeStatus
 from batchrun.retries import backoff_s, may_retry
 
 if TYPE_CHECKING:
-    from batchrun.runner import RunPlan
+    from batchrun.plans import RunPlan
     from batchrun.settling import Settling
 
 STARTS_IN_VAIN = 3

@@ -15,7 +15,7 @@ from batchrun.jobs import Job
 from batchrun.masking import Redactor
 from batchrun.options import RunOptions
 from batchrun.parameters import secrets_in
-from batchrun.runner import StopRequest
+from batchrun.plans import StopRequest
 from batchrun.tasks import task_shape
 
 

@@ -12,10 +12,31 @@ from batchrun.sources.source import Reader
 TARGET_S = 0.2
 """What a chunk should take: long enough that our share vanishes, short enough that a stop or a death costs little."""
 
+TAIL_S = 0.02
+"""What a chunk may always take, however near the end is: smaller ones would only cost."""
+
+SURPRISES = 2
+"""How many of its worst recent surprises away from the end a run gives out single items."""
+
+MOST_SURPRISED_S = 2.0
+"""An accident that held one chunk up for minutes must not make the rest of the run slow."""
+
+FORGOTTEN_S = 10.0
+"""Work after which most of a surprise is forgotten."""
+
 MAX_ITEMS = 1000
 MAX_ITEMS_WITHOUT_DATABASE = 10_000
 MAX_BYTES = 1 << 20
+"""Of a chunk's items, and of their results: what crosses in one piece is held in memory on both sides."""
+
 SMOOTHING = 0.3
+
+GROWTH = 1.2
+"""With a database, where a chunk is a row that is locked while its items run: one that is too long costs the most."""
+
+FAST_GROWTH = 2.0
+FASTEST_GROWTH = 8.0
+"""For a chunk that took a twentieth of what it should: where items cost a microsecond, doubling takes as long as the run."""
 
 
 class ChunkSizer:
@@ -25,9 +46,10 @@ class ChunkSizer:
         """most: items a chunk may have, if fewer than usual."""
         usual = MAX_ITEMS if has_database else MAX_ITEMS_WITHOUT_DATABASE
         self._most = usual if most is None else min(usual, most)
-        self._growth = 1.2 if has_database and not batched else 2.0
+        self._cautious = has_database and not batched
         self._lanes = max(1, workers) * 2
         self._per_item_s: float | None = None
+        self._surprise_s = 0.0
         self._bytes_per_item = 0.0
         self._size = 1
 
@@ -37,8 +59,21 @@ class ChunkSizer:
         if self._bytes_per_item:
             size = min(size, max(1, int(MAX_BYTES / self._bytes_per_item)))
         if remaining is not None:
-            size = min(size, max(1, remaining // self._lanes))
+            size = min(size, self._near_the_end(remaining))
         return size
+
+    def _near_the_end(self, remaining: int) -> int:
+        """So small that all workers end together; one by one where a slow item among quick ones would keep a whole chunk."""
+        left_s = remaining * (self._per_item_s or 0.0) * 2 / self._lanes
+        if self._surprise_s > TARGET_S and left_s < SURPRISES * self._surprise_s:
+            return 1
+        return max(1, remaining // self._lanes, self._fitting(TAIL_S))
+
+    def _fitting(self, seconds: float) -> int:
+        """Items that take so long; 0 where nobody knows."""
+        if self._per_item_s is None:
+            return 0
+        return int(seconds / self._per_item_s) if self._per_item_s > 0 else self._most
 
     def learn(self, items: int, busy_s: float) -> None:
         """A chunk of so many items took so long."""
@@ -46,13 +81,21 @@ class ChunkSizer:
             return
         per_item = busy_s / items
         known = self._per_item_s
+        faded = self._surprise_s * SMOOTHING ** (busy_s / FORGOTTEN_S)
+        surprise_s = busy_s - items * (per_item if known is None else known)
+        self._surprise_s = max(faded, min(surprise_s, MOST_SURPRISED_S))
         self._per_item_s = per_item if known is None else known + SMOOTHING * (per_item - known)
-        fits = int(TARGET_S / self._per_item_s) if self._per_item_s > 0 else self._most
-        grown = max(self._size + 1, int(self._size * self._growth))
-        self._size = max(1, min(fits, grown, self._most)) if items >= self._size or fits < self._size else self._size
+        fits = self._fitting(TARGET_S)
+        if items >= self._size or fits < self._size:
+            self._size = max(1, min(fits, self._grown(busy_s), self._most))
+
+    def _grown(self, busy_s: float) -> int:
+        """The most that the next step up may be."""
+        growth = GROWTH if self._cautious else FASTEST_GROWTH if busy_s < TARGET_S / 20 else FAST_GROWTH
+        return max(self._size + 1, int(self._size * growth))
 
     def weigh(self, items: int, size_bytes: int) -> None:
-        """Items of a chunk weighed so much; huge ones make small chunks."""
+        """Items of a chunk, or results, weighed so much; huge ones make small chunks."""
         per_item = size_bytes / max(1, items)
         self._bytes_per_item = max(per_item, self._bytes_per_item * 0.9)
 

@@ -42,8 +42,8 @@ from batchrun.options import OPTION_NAMES, FailureLimit
 from batchrun.outages import insistently, read_only_server
 from batchrun.parameters import dump_params, split_call
 from batchrun.planning import put_together, run_folder_of, worker_databases
+from batchrun.plans import RunPlan
 from batchrun.resuming import check_changes, earlier_failures, pick_up
-from batchrun.runner import RunPlan
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
 from batchrun.seating import Held, seat
 from batchrun.sources.coerce import as_source

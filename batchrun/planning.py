@@ -18,7 +18,7 @@ from batchrun.execution.work import Work
 from batchrun.ledger.marks import MarksSpec
 from batchrun.ledger.owner import Owner
 from batchrun.parameters import split_call
-from batchrun.runner import Executor, RunPlan
+from batchrun.plans import Executor, RunPlan
 from batchrun.runs import Counts
 from batchrun.tasks import task_shape
 

@@ -13,7 +13,7 @@ from batchrun.items import ItemError, Outcome, OutcomeStatus
 from batchrun.ledger.owner import Owner
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.outages import insistently
-from batchrun.runner import RunPlan
+from batchrun.plans import RunPlan
 from batchrun.settling import MOST_FAILURES
 
 DUE_PAGE = 1000

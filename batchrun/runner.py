@@ -19,24 +19,23 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from batchrun.books import Book
 from batchrun.burials import Burials
-from batchrun.chunks import ChunkSizer, Feed
-from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
-from batchrun.events import Event, Notice, Observer, Progressed, RunEnded, TaskOutput
+from batchrun.chunks import ChunkSizer
+from batchrun.complaints import as_error, source_error
+from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError
+from batchrun.events import Event, Notice, Progressed, RunEnded, TaskOutput
 from batchrun.execution.inline import InlineExecutor
 from batchrun.execution.orders import Away, Ended, Failed, Order, Said, Settled, Unreadable
-from batchrun.execution.pool import Died, Heard, Worker
+from batchrun.execution.pool import Died, Heard
 from batchrun.items import Item, Outcome
 from batchrun.ledger.liveness import HEARTBEAT_S
 from batchrun.ledger.owner import Busy, asking
-from batchrun.options import RunOptions
 from batchrun.outages import LEDGER, SOURCE, Outages
-from batchrun.runs import Counts, Report, RunStatus
+from batchrun.plans import RunPlan
+from batchrun.runs import Report, RunStatus
 from batchrun.settling import Settling
 
 WAIT_S = 0.1
@@ -44,66 +43,6 @@ BUSY_WAIT_S = 0.005
 CHECKPOINT_S = 1.0
 MOST_WAITING = 10_000
 """Items that wait for a retry before cutting pauses, so that the parent's memory stays flat."""
-
-
-class Executor(Protocol):
-    """Where orders run: inline, or in processes of this machine."""
-
-    @property
-    def alive(self) -> int: ...
-    def start(self) -> None: ...
-    def room(self) -> int: ...
-    def submit(self, order: Order) -> bool: ...
-    def resend(self, worker: int, order: Order) -> None: ...
-    def wait(self, timeout_s: float) -> Iterator[Heard | Died]: ...
-    def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]: ...
-    def locate(self, worker: Worker, order: Order) -> str | None: ...
-    def kill(self, worker: Worker) -> None: ...
-    def stop(self) -> None: ...
-    def leave(self) -> bool: ...
-    def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class StopRequest:
-    """Asks a run to end: the first request lets running items finish, the second ends at once.
-
-    reason: a word for the note, such as "SIGTERM". Safe to call from a signal handler.
-    """
-
-    level: int = 0
-    reason: str = ""
-
-    def request(self, reason: str) -> None:
-        self.level += 1
-        self.reason = self.reason or reason
-
-
-@dataclass(slots=True)
-class RunPlan:
-    """What a run consists of, put together by the API."""
-
-    job: str
-    name: str | None
-    options: RunOptions
-    workers: int
-    guarantee: str
-    book: Book
-    feed: Feed
-    executor: Executor
-    counts: Counts = field(default_factory=Counts)
-    next_no: int = 0
-    open_orders: list[Order] = field(default_factory=list)
-    retries: list[tuple[float, Order]] = field(default_factory=list)
-    failures: list[Outcome] = field(default_factory=list)  # of earlier calls, for the report
-    more_retries: Callable[[set[tuple[int, int]]], list[tuple[float, Order]]] | None = None
-    wants_results: bool = False
-    wants_outcomes: bool = False
-    has_database: bool = True
-    counts_anew: bool = False  # max_failures leaves earlier failures out: a halted run that is resumed is meant to go on
-    stop: StopRequest = field(default_factory=StopRequest)
-    observers: tuple[Observer, ...] = ()
-    redact: Callable[[str], str] = str  # takes secrets out of notices and the note
 
 
 class Runner:
@@ -127,6 +66,7 @@ class Runner:
         self._sealed = False
         self._began = time.monotonic()
         self._checkpointed = self._beaten = self._began
+        self._owed = False
         self._stopping_since: float | None = None
         self._told: dict[str, float] = {}
         self._outages = Outages(self._emit, plan.redact)
@@ -140,7 +80,7 @@ class Runner:
         for due, order in plan.retries:
             self._wait_for_retry(order, due - time.monotonic())
 
-    def steps(self) -> Iterator[list[Outcome]]:
+    def steps(self) -> Iterator[list[Iterable[Outcome]]]:
         """Run to the end, yielding what was settled since the last time. Raises what keeps the run from going on."""
         try:
             self._executor.start()
@@ -204,6 +144,10 @@ class Runner:
         while room > 0 and self._ready and self._submit(self._ready[0]):
             self._ready.popleft()
             room -= 1
+        while not self._ready and (order := self._executor.recall()) is not None:
+            self._in_flight -= 1
+            if not self._submit(order):
+                self._back(order)
 
     def _submit(self, order: Order) -> bool:
         if not self._executor.submit(order):
@@ -260,14 +204,14 @@ class Runner:
                 self._in_flight -= len(happened.running) + len(happened.waiting) + len(happened.queued)
                 self._outages.over(happened.worker)
                 for order in reversed(happened.queued):
-                    self._back(order.rest())
+                    self._back(order.rest(deaths=order.deaths))
                 self._burials.add(happened)
             else:
                 self._hear(happened)
         self._kill_overdue()
 
     def _patience(self) -> float:
-        if self._burials.pending or self._uncut:
+        if self._burials.pending or self._uncut or self._owed:
             return min(WAIT_S, max(BUSY_WAIT_S, self._outages.pause_left_s()))
         if self._waiting and self._stopping_since is None:
             return min(WAIT_S, max(0.0, self._waiting[0][0] - time.monotonic()))
@@ -277,6 +221,8 @@ class Runner:
     def _hear(self, heard: Heard) -> None:
         message, order = heard.message, heard.order
         if isinstance(message, Settled) and order is not None:
+            if message.values is not None:
+                self._sizer.weigh(message.amount, heard.size)
             self._settling.settled(order, message)
             self._emit(Progressed(self._plan.counts, self._feed.total))
         elif isinstance(message, Ended) and order is not None:
@@ -288,7 +234,7 @@ class Runner:
         elif isinstance(message, Said):
             self._say(message)
         elif isinstance(message, Failed):
-            self._failure = self._failure or _as_error(message)
+            self._failure = self._failure or as_error(message)
 
     def _over(self, order: Order, message: Ended) -> None:
         self._in_flight -= 1
@@ -341,16 +287,20 @@ class Runner:
 
     def _checkpoint(self) -> None:
         now = time.monotonic()
-        if now - self._checkpointed < CHECKPOINT_S:
+        if now - self._checkpointed < CHECKPOINT_S and not self._owed:
             return
         self._emit(Progressed(self._plan.counts, self._feed.total))  # a slow item must not look like a hang
-        with _Later(self):
-            self._checkpointed = now
+        self._checkpointed, self._owed = now, False
+        try:
             self._close_chunks()
             if now - self._beaten >= HEARTBEAT_S or self._outages.is_waiting(LEDGER):
                 self._book.beat()
                 self._beaten = now
                 self._outages.over(LEDGER)
+        except Busy as busy:
+            self.later(busy)
+            # On SQLite our place at the turnstile is kept meanwhile, and no worker comes past it: come back soon.
+            self._owed = not busy.away and time.monotonic() - now < WAIT_S
 
     def _close_chunks(self) -> None:
         if self._ended:
@@ -367,7 +317,7 @@ class Runner:
 
     # The end.
 
-    def _end(self) -> Iterator[list[Outcome]]:
+    def _end(self) -> Iterator[list[Iterable[Outcome]]]:
         self._let_clean_up()
         self._executor.close()
         if self._failure is not None and isinstance(self._failure, AlreadyRunning):
@@ -382,7 +332,7 @@ class Runner:
         if self._failure is not None:
             raise self._failure
         if self._feed.error is not None:
-            raise _source_error(self._feed.error, self._plan.job, self.report) from self._feed.error
+            raise source_error(self._feed.error, self._plan.job, self.report) from self._feed.error
 
     def _let_clean_up(self) -> None:
         """Initializers that yielded run their rest, for at most ``grace`` seconds."""
@@ -461,30 +411,3 @@ class _Later:
             self._runner.later(error, self._who)
             return True
         return False
-
-
-def _as_error(failed: Failed) -> BatchrunError:
-    """The error to raise; the worker's traceback is a note on it, which Python shows and the command line does not."""
-    error = _error_of(failed)
-    if failed.traceback:
-        error.add_note(f"In the worker:\n{failed.traceback}")
-    return error
-
-
-def _error_of(failed: Failed) -> BatchrunError:
-    if failed.kind == "fenced":
-        return AlreadyRunning(failed.text)
-    if failed.kind == "database":
-        return DatabaseError(f"A worker was refused by the database: {failed.text}")
-    if failed.kind == "corrupt":
-        return BatchrunError(failed.text)
-    return JobError(f"A worker could not start its work, so the run was stopped: {failed.text}")
-
-
-def _source_error(error: BaseException, job: str, report: Report) -> BatchrunError:
-    if isinstance(error, BatchrunError):
-        return error
-    return JobError(
-        f"The source of {job} raised {type(error).__name__}: {error}. The {report.planned} items before it are settled "
-        f"or recorded; run {report.run} is interrupted."
-    )

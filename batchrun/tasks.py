@@ -71,6 +71,13 @@ class TaskShape:
 
         return call
 
+    def bind_item(self, task: Task, params: Mapping[str, Any]) -> Callable[[Any], Any]:
+        """Return ``call(item)``, for a task that gets neither session nor context; often it is the task itself."""
+        if self.positional == ("item",) and not self.named and not params:
+            return task
+        call = self.bind(task, params)
+        return lambda item: call(None, item, None)
+
 
 def task_shape(task: Task, *, has_session: bool, what: str = "The task") -> TaskShape:
     """Read a task's signature.

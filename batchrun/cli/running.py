@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from batchrun.events import Event, Observer
     from batchrun.execution.preloading import Open
     from batchrun.options import RunOptions
+    from batchrun.plans import StopRequest
     from batchrun.reporting.progress import Progress
-    from batchrun.runner import StopRequest
 
 EXIT_CODES = {
     RunStatus.DONE: 0,
@@ -315,8 +315,8 @@ def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | Non
     """Settings, signals, progress, logs around ``start``; then the summary, the JSON and the exit code."""
     from batchrun.cli.signals import SignalWatch
     from batchrun.execution.preloading import what_is_open
+    from batchrun.plans import StopRequest
     from batchrun.reporting.progress import Progress, mode_for
-    from batchrun.runner import StopRequest
 
     stop = StopRequest()
     progress = Progress(

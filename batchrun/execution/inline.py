@@ -71,6 +71,10 @@ class InlineExecutor:
         self._waiting.append(order)
         return True
 
+    def recall(self) -> Order | None:
+        """Nobody else could have it."""
+        return None
+
     def resend(self, worker: int, order: Order) -> None:
         order.singly = True
         self._waiting.appendleft(order)

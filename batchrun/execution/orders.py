@@ -22,7 +22,7 @@ MAX_VALUE_BYTES = 64 * 1024 * 1024
 
 REMEDY = "Pass the primary key, not the object."
 
-_PLAIN = frozenset({type(None), bool, int, float})
+PLAIN = frozenset({type(None), bool, int, float})
 
 
 @dataclass(slots=True, eq=False)
@@ -110,12 +110,16 @@ class Initializing(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """``amount`` further items of an order are settled. values: of each, or None where nobody asked for them."""
+    """``amount`` further items of an order are settled. values: of each, or None where nobody asked for them.
+
+    are_packed: some of the values are Packed.
+    """
 
     order: int
     amount: int
     troubles: list[Trouble]
     values: list[Any] | None
+    are_packed: bool = False
 
 
 class Ended(NamedTuple):
@@ -185,7 +189,7 @@ class Stop:
 def pack(value: Any) -> Any:
     """Make a task's value ready to cross. Raises whatever pickling it raises; ValueError when it is too large."""
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return value
     if kind is str or kind is bytes:
         _check_size(len(value))

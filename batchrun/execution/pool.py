@@ -10,31 +10,25 @@ with its death, the order it was running first.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import math
 import os
-import pickle
 import selectors
 import signal
-import struct
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any
 
 from batchrun.errors import BatchrunError
+from batchrun.execution.claims import Offers
 from batchrun.execution.deaths import OomWatch, likely_cause
 from batchrun.execution.orders import Ended, Initializing, Message, Order, Ready, Said, Settled, Stop, Waiting, sent
-from batchrun.execution.processes import Launcher, Process, worker_pipe
+from batchrun.execution.pipes import Channel
+from batchrun.execution.processes import Launcher, Process, claims_pipe, worker_pipe
 from batchrun.execution.recycling import Life, Limits
 from batchrun.execution.stacks import Hook, Question
 from batchrun.options import RunOptions
 
-_HEADER = struct.Struct("!i")
-_LONG_HEADER = struct.Struct("!Q")
-_READ_SIZE = 1 << 18
 START_PATIENCE_S = 10.0
 SLOW_START_S = 10.0
 """A worker that is not ready by then is told about: what hangs there is not ours, and nothing else would show it."""
@@ -44,11 +38,12 @@ QUEUED = 1
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A message about an order, or about no order."""
+    """A message about an order, or about no order. size: its bytes on the wire."""
 
     worker: int
     message: Message
     order: Order | None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +80,11 @@ class Worker:
 
     number: int
     process: Process
-    connection: Connection
+    channel: Channel
+    offers: Offers
     life: Life
     began: float
-    outbox: deque[memoryview] = field(default_factory=deque)
-    inbox: bytearray = field(default_factory=bytearray)
+    watched: int = selectors.EVENT_READ
     orders: dict[int, Order] = field(default_factory=dict)
     clocks: dict[int, float] = field(default_factory=dict)
     is_ready: bool = False
@@ -188,7 +183,24 @@ class LocalPool:
             self._send(worker, Stop())
 
     def _send_order(self, worker: Worker, order: Order) -> None:
+        worker.offers.add(order.id)
         self._send(worker, sent(order))
+
+    def recall(self) -> Order | None:
+        """Take back an order that waits behind others, where some worker has a thread with nothing to do; None = no such order.
+
+        The worker that had it never begins it.
+        """
+        if not any(self._room_of(worker) and len(worker.orders) < self._threads for worker in self._workers.values()):
+            return None
+        for worker in self._workers.values():
+            if len(worker.orders) > self._threads and (number := worker.offers.take_back()) is not None:
+                order = worker.orders.pop(number)
+                worker.clocks.pop(number, None)
+                worker.life.assigned -= len(order.items)
+                self._start_clocks(worker)
+                return order
+        return None
 
     def resend(self, worker: int, order: Order) -> None:
         """The worker could not read the order's items together: send them one by one."""
@@ -253,14 +265,17 @@ class LocalPool:
 
     def wait(self, timeout_s: float) -> Iterator[Heard | Died]:
         """Yield what happened, waiting up to ``timeout_s`` seconds for the first of it."""
+        for worker in list(self._workers.values()):
+            yield from self._messages(worker)  # what a caller that was interrupted has left
         for key, mask in self._selector.select(max(0.0, timeout_s)):
             worker, is_sentinel = key.data
             if worker.number not in self._workers:
                 continue
             if mask & selectors.EVENT_WRITE:
-                self._write(worker)
+                worker.channel.write()
+                self._watch(worker)
             if mask & selectors.EVENT_READ:
-                if is_sentinel or not self._read(worker):
+                if is_sentinel or not worker.channel.read():
                     yield from self._buried(worker)
                 else:
                     yield from self._messages(worker)
@@ -277,9 +292,9 @@ class LocalPool:
             self._notices.append(Heard(worker.number, Said("WARNING", said), None))
 
     def _messages(self, worker: Worker) -> Iterator[Heard]:
-        for data in _frames(worker.inbox):
-            message = pickle.loads(data)
-            yield Heard(worker.number, message, self._noted(worker, message))
+        while worker.channel.heard:  # one by one: what an interrupted caller does not come to is still there
+            message, size = worker.channel.heard.popleft()
+            yield Heard(worker.number, message, self._noted(worker, message), size)
 
     def _noted(self, worker: Worker, message: Message) -> Order | None:
         """Keep the books of a worker in step with what it says. Returns the order the message is about."""
@@ -319,9 +334,7 @@ class LocalPool:
 
     def _buried(self, worker: Worker) -> Iterator[Heard | Died]:
         """A worker is at its end: take its last words, then tell of its death."""
-        with contextlib.suppress(OSError):
-            while self._read(worker):
-                continue
+        worker.channel.read_to_the_end()
         yield from self._messages(worker)
         if not worker.process.has_ended(1.0):
             worker.process.kill()
@@ -353,78 +366,39 @@ class LocalPool:
 
     def _start_one(self) -> None:
         ours, theirs = worker_pipe()
+        offers, claims = claims_pipe()
         try:
-            process = self._launcher.launch(theirs, self._next_number)
+            process = self._launcher.launch(theirs, claims, self._next_number)
         except BaseException:
             ours.close()
+            offers.close()
             raise
         finally:
             theirs.close()
-        os.set_blocking(ours.fileno(), False)
-        worker = Worker(self._next_number, process, ours, Life(self._limits), time.monotonic())
+            claims.close()
+        worker = Worker(self._next_number, process, Channel(ours), offers, Life(self._limits), time.monotonic())
         self._slow_starts.add(worker)
         self._next_number += 1
         self._workers[worker.number] = worker
-        self._selector.register(ours.fileno(), selectors.EVENT_READ, (worker, False))
+        self._selector.register(ours.fileno(), worker.watched, (worker, False))
         self._selector.register(process.sentinel, selectors.EVENT_READ, (worker, True))
 
     def _forget(self, worker: Worker) -> None:
         del self._workers[worker.number]
         self._slow_starts.discard(worker)
-        for descriptor in (worker.connection.fileno(), worker.process.sentinel):
+        for descriptor in (worker.channel.fileno(), worker.process.sentinel):
             self._selector.unregister(descriptor)
-        worker.connection.close()
+        worker.channel.close()
+        worker.offers.close()
         worker.process.close()
 
     def _send(self, worker: Worker, message: Any) -> None:
-        data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        size = len(data)
-        header = _HEADER.pack(size) if size <= 0x7FFFFFFF else _HEADER.pack(-1) + _LONG_HEADER.pack(size)
-        worker.outbox.append(memoryview(header + data))
-        self._write(worker)
+        worker.channel.send(message)
+        self._watch(worker)
 
-    def _write(self, worker: Worker) -> None:
-        """Write what the pipe takes; the rest when the selector says so."""
-        try:
-            while worker.outbox:
-                written = os.write(worker.connection.fileno(), worker.outbox[0])
-                worker.outbox[0] = worker.outbox[0][written:]
-                if not worker.outbox[0]:
-                    worker.outbox.popleft()
-        except BlockingIOError:
-            pass
-        except OSError:
-            worker.outbox.clear()  # it is dead; its sentinel tells
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.outbox else 0)
-        key = self._selector.get_key(worker.connection.fileno())
-        if key.events != events:
-            self._selector.modify(worker.connection.fileno(), events, key.data)
-
-    def _read(self, worker: Worker) -> bool:
-        """Take what the pipe holds. False at its end."""
-        try:
-            data = os.read(worker.connection.fileno(), _READ_SIZE)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        worker.inbox += data
-        return bool(data)
-
-
-def _frames(buffer: bytearray) -> Iterator[bytes]:
-    """Cut complete messages off the front of the buffer: the framing of ``multiprocessing.connection``."""
-    start = 0
-    while len(buffer) - start >= _HEADER.size:
-        (size,) = _HEADER.unpack_from(buffer, start)
-        body = start + _HEADER.size
-        if size == -1:
-            if len(buffer) - body < _LONG_HEADER.size:
-                break
-            (size,) = _LONG_HEADER.unpack_from(buffer, body)
-            body += _LONG_HEADER.size
-        if len(buffer) - body < size:
-            break
-        yield bytes(buffer[body : body + size])
-        start = body + size
-    del buffer[:start]
+    def _watch(self, worker: Worker) -> None:
+        """Have the selector tell when the pipe takes more, while there is more."""
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if worker.channel.is_behind else 0)
+        if worker.watched != events:
+            worker.watched = events
+            self._selector.modify(worker.channel.fileno(), events, (worker, False))

@@ -20,6 +20,7 @@ from typing import Any
 
 from batchrun.errors import BatchrunError
 from batchrun.execution import preloading
+from batchrun.execution.claims import Offers
 from batchrun.execution.starter import STARTER_NAME, Starter
 from batchrun.execution.worker import worker_main
 
@@ -93,7 +94,7 @@ class Launcher:
         self._captures_output = captures_output
         preloading.choose(preload)
 
-    def launch(self, theirs: Connection, number: int) -> Process:
+    def launch(self, theirs: Connection, claims: Connection, number: int) -> Process:
         """Start worker ``number``. Raises EOFError or OSError when it cannot be started just now, as when the fork
         server was killed: the next try starts a new one.
         """
@@ -102,7 +103,7 @@ class Launcher:
         context: Any = multiprocessing.get_context(method)
         made = context.Process(
             target=_forked_worker if inherited else worker_main,
-            args=(theirs, number, self._folder, self._blob, inherited, self._captures_output),
+            args=(theirs, claims, number, self._folder, self._blob, inherited, self._captures_output),
             name=f"batchrun-{number}",
             daemon=False,
         )
@@ -152,6 +153,15 @@ def worker_pipe() -> tuple[Connection, Connection]:
         ours, theirs = multiprocessing.Pipe(duplex=True)
         _OUR_ENDS.add(ours)
     return ours, theirs
+
+
+def claims_pipe() -> tuple[Offers, Connection]:
+    """The parent's side of the pipe that says whose an order is, and the worker's end."""
+    with _START_LOCK:
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        theirs = Connection(os.dup(reader.fileno()), writable=False)
+        _OUR_ENDS.update((reader, writer))
+    return Offers(writer, reader), theirs
 
 
 def _forked_worker(*args: Any) -> None:

@@ -9,6 +9,7 @@ reading      no transaction; one mark for what the order came to
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import length_hint
 from time import monotonic
 from typing import Any
 
@@ -16,7 +17,18 @@ from batchrun.codec import Unstorable
 from batchrun.database.failures import Meaning
 from batchrun.database.gate import MarkMissed
 from batchrun.execution.attempt import ItemRunner
-from batchrun.execution.orders import Ended, Message, Sent, Settled, Trouble, Unreadable, decode_items, pack
+from batchrun.execution.orders import (
+    PLAIN,
+    Ended,
+    Message,
+    Packed,
+    Sent,
+    Settled,
+    Trouble,
+    Unreadable,
+    decode_items,
+    pack,
+)
 from batchrun.execution.recording import RUN_ENDING, Result, Row
 from batchrun.items import Item, OutcomeStatus
 from batchrun.ledger.marks import Spot
@@ -28,41 +40,41 @@ BEGAN_S = 0.05
 
 
 class Reporter:
-    """Gathers what is settled and sends it, at once where items are slow, many in one message where they are not."""
+    """Gathers what is settled and sends it, at once where items are slow, many in one message where they are not.
+
+    values: of the items not told yet; None where nobody wants them. settled: how many items of the order are.
+    """
 
     def __init__(self, order: int, send: Callable[[Message], None], wants_values: bool, *, eager: bool) -> None:
         self._patience_s = 0.0 if eager else FLUSH_S  # where a death is to be billed, the parent must know who ran
         self._order = order
         self._send = send
-        self._values: list[Any] | None = [] if wants_values else None
+        self.values: list[Any] | None = [] if wants_values else None
         self._wants_values = wants_values
         self._troubles: list[Trouble] = []
-        self._count = 0
-        self._first = 0
-        self._flushed = monotonic()
+        self.settled = 0
+        self._told = 0
+        self.due = monotonic() + self._patience_s
 
     def add(self, result: Result) -> None:
         """One more item is settled."""
         if result.state != "done":
-            self._troubles.append(Trouble(self._first + self._count, result.state, result.error, result.after))
-        self.done(result.value)
-
-    def done(self, value: Any) -> None:
-        """The same for one that is simply done."""
-        if self._values is not None:
-            self._values.append(value)
-        self._count += 1
-        if monotonic() - self._flushed >= self._patience_s:
+            self._troubles.append(Trouble(self.settled, result.state, result.error, result.after))
+        if self.values is not None:
+            self.values.append(result.value)
+        self.settled += 1
+        if monotonic() >= self.due:
             self.flush()
 
     def flush(self) -> None:
         """Send what has gathered."""
-        if self._count:
-            self._send(Settled(self._order, self._count, self._troubles, self._values))
-            self._first += self._count
-            self._count, self._troubles = 0, []
-            self._values = [] if self._wants_values else None
-        self._flushed = monotonic()
+        if amount := self.settled - self._told:
+            values = self.values
+            are_packed = values is not None and Packed in map(type, values)
+            self._send(Settled(self._order, amount, self._troubles, values, are_packed))
+            self._told, self._troubles = self.settled, []
+            self.values = [] if self._wants_values else None
+        self.due = monotonic() + self._patience_s
 
 
 class _FallBack(Exception):
@@ -99,7 +111,7 @@ class OrderRunner:
         self._send(Ended(sent.id, monotonic() - began, self._memory()))
 
     def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], object]:
-        if self._plain:
+        if self._plain and type(sent.items) is bytes:  # a list of pickles may hold items that cannot be read
             return self._calling
         if sent.alone or len(items) == 1:
             return self._one_by_one
@@ -125,19 +137,26 @@ class OrderRunner:
 
     def _calling(self, sent: Sent, items: list[Item], report: Reporter) -> None:
         """A few nanoseconds matter here: what the general way does per item costs ten times a small task's call."""
-        runner, wants_values = self._runner, self._runner.work.wants_values
-        call, stopping, done = runner.call, runner.stopping, report.done
-        for offset, item in enumerate(items):
-            if stopping():
-                return
-            if type(item) is Unstorable:
-                report.add(runner.one(self._spot(sent, offset), item, sent.start + offset))
-                continue
+        runner = self._runner
+        call, values, due, left = runner.work.plain_call(), report.values, report.due, iter(items)
+        if runner.stopping():
+            return
+        for item in left:
             try:
-                value = call(None, item, None)
-                done(pack(value) if wants_values else None)
+                value = call(item)
+                if values is not None:
+                    values.append(value if value is None or type(value) in PLAIN else pack(value))
             except BaseException as error:
-                report.add(runner.failing(error, self._spot(sent, offset), item))
+                report.settled = len(items) - length_hint(left) - 1
+                report.add(runner.failing(error, self._spot(sent, report.settled), item))
+                values, due = report.values, report.due
+            if monotonic() >= due:
+                report.settled = len(items) - length_hint(left)
+                report.flush()
+                values, due = report.values, report.due
+                if runner.stopping():
+                    return
+        report.settled = len(items)
 
     # All in one transaction.
 

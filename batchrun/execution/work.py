@@ -53,6 +53,10 @@ class Work:
     def has_session(self) -> bool:
         return self.engine is not None and self.options.transaction != "none"
 
+    def plain_call(self) -> Callable[[Any], Any]:
+        """The task's call where nothing but the item goes in."""
+        return self.shape.bind_item(self.task, self.task_params)
+
     @property
     def may_use_sqlite(self) -> bool:
         """What a factory makes is not known here."""

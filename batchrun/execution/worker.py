@@ -33,6 +33,7 @@ from batchrun.database.runfolder import let_go_in_child
 from batchrun.database.turnstile import Turnstile
 from batchrun.errors import BatchrunError
 from batchrun.execution.attempt import ItemRunner
+from batchrun.execution.claims import Claims
 from batchrun.execution.link import Refused, Stopping
 from batchrun.execution.orders import Failed, Initializing, Message, Ready, Sent, Stop
 from batchrun.execution.orphans import guard_against_orphanhood
@@ -48,12 +49,18 @@ POLL_S = 0.01
 
 
 def worker_main(
-    connection: Connection, number: int, folder: str | None, blob: bytes, inherited: bool, captures_output: bool
+    connection: Connection,
+    claims: Connection,
+    number: int,
+    folder: str | None,
+    blob: bytes,
+    inherited: bool,
+    captures_output: bool,
 ) -> None:
     """Run a worker until it is told to stop.
 
-    inherited: started by fork, so the parent's engines are here too. captures_output: also what the job's module prints
-    when it is imported goes to the parent.
+    claims: where it asks whether an order is still its own. inherited: started by fork, so the parent's engines are here
+    too. captures_output: also what the job's module prints when it is imported goes to the parent.
     """
     guard_against_orphanhood(connection, inherited=inherited)
     ignore_signals()
@@ -67,7 +74,7 @@ def worker_main(
 
         capture(send)
     try:
-        work, runners, parts = _prepare(number, folder, blob, connection, send)
+        work, runners, parts = _prepare(number, folder, blob, Inbox(connection, Claims(claims)), send)
     except BaseException as error:
         _tell_failure(send, error)
         return
@@ -120,7 +127,7 @@ def _sender(connection: Connection) -> Callable[[Message], None]:
 
 
 def _prepare(
-    number: int, folder: str | None, blob: bytes, connection: Connection, send: Callable[[Message], None]
+    number: int, folder: str | None, blob: bytes, inbox: Inbox, send: Callable[[Message], None]
 ) -> tuple[Work, Callable[[Work], None], Parts]:
     if folder is not None:
         from batchrun.loading import install_jobs_package
@@ -130,7 +137,6 @@ def _prepare(
     parts = Parts(work, number)
     if work.options.timeout is not None:
         parts.stacks = Stacks(work.options.threads)
-    inbox = Inbox(connection)
     if work.initializer is not None:
         send(Initializing())
     state = parts.start()
@@ -210,10 +216,11 @@ class Parts:
 
 
 class Inbox:
-    """What the parent sent, read by the main thread alone."""
+    """What the parent sent, read by the main thread alone. claims: which of the orders may be begun."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, claims: Claims) -> None:
         self._connection = connection
+        self.claims = claims
         self._waiting: deque[Any] = deque()
         self._looked = 0.0
         self.stopping = False
@@ -243,15 +250,25 @@ class Inbox:
 def _run_here(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Message], None]) -> None:
     orders = parts.order_runner(state, inbox.pause, send)
     while isinstance(message := inbox.next(), Sent):
-        orders.run(message)
+        if inbox.claims.claim(message.id):
+            orders.run(message)
 
 
 def _run_in_threads(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Message], None]) -> None:
     """Hand orders to threads; each has a connection and a gate of its own."""
     waiting: queue.SimpleQueue[Sent | None] = queue.SimpleQueue()
-    stopping = threading.Event()
+    stopping, turn = threading.Event(), threading.Lock()
+
+    def take() -> Sent | None:
+        """The next order that is still ours, one thread at a time: numbers are claimed in their order."""
+        with turn:
+            while (sent := waiting.get()) is not None:
+                if inbox.claims.claim(sent.id):
+                    break
+            return sent
+
     threads = [
-        threading.Thread(target=_thread, args=(parts, state, waiting, stopping, send), name=f"batchrun-{n}", daemon=True)
+        threading.Thread(target=_thread, args=(parts, state, take, stopping, send), name=f"batchrun-{n}", daemon=True)
         for n in range(parts.work.options.threads)
     ]
     for thread in threads:
@@ -267,13 +284,15 @@ def _run_in_threads(parts: Parts, state: Any, inbox: Inbox, send: Callable[[Mess
         thread.join()
 
 
-def _thread(parts: Parts, state: Any, waiting: Any, stopping: threading.Event, send: Callable[[Message], None]) -> None:
+def _thread(
+    parts: Parts, state: Any, take: Callable[[], Sent | None], stopping: threading.Event, send: Callable[[Message], None]
+) -> None:
     def pause(wait_s: float) -> bool:
         return stopping.wait(wait_s) if wait_s else stopping.is_set()
 
     try:
         orders = parts.order_runner(state, pause, send)
-        while (sent := waiting.get()) is not None and not stopping.is_set():
+        while (sent := take()) is not None and not stopping.is_set():
             orders.run(sent)
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)  # the parent is gone; the main thread may be waiting for this one

@@ -35,7 +35,7 @@ from batchrun.events import Progressed
 from batchrun.loading import load_job
 from batchrun.options import RunOptions, with_options
 from batchrun.parameters import parse_params
-from batchrun.runner import StopRequest
+from batchrun.plans import StopRequest
 
 command, name, url, given, params = sys.argv[1:]
 given = json.loads(given)

@@ -1,0 +1,77 @@
+"""A run before it begins: what it consists of, where its orders will run, and how it is asked to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from batchrun.books import Book
+from batchrun.chunks import Feed
+from batchrun.events import Observer
+from batchrun.execution.orders import Order
+from batchrun.execution.pool import Died, Heard, Worker
+from batchrun.items import Outcome
+from batchrun.options import RunOptions
+from batchrun.runs import Counts
+
+
+class Executor(Protocol):
+    """Where orders run: inline, or in processes of this machine."""
+
+    @property
+    def alive(self) -> int: ...
+    def start(self) -> None: ...
+    def room(self) -> int: ...
+    def submit(self, order: Order) -> bool: ...
+    def recall(self) -> Order | None: ...
+    def resend(self, worker: int, order: Order) -> None: ...
+    def wait(self, timeout_s: float) -> Iterator[Heard | Died]: ...
+    def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]: ...
+    def locate(self, worker: Worker, order: Order) -> str | None: ...
+    def kill(self, worker: Worker) -> None: ...
+    def stop(self) -> None: ...
+    def leave(self) -> bool: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class StopRequest:
+    """Asks a run to end: the first request lets running items finish, the second ends at once.
+
+    reason: a word for the note, such as "SIGTERM". Safe to call from a signal handler.
+    """
+
+    level: int = 0
+    reason: str = ""
+
+    def request(self, reason: str) -> None:
+        self.level += 1
+        self.reason = self.reason or reason
+
+
+@dataclass(slots=True)
+class RunPlan:
+    """What a run consists of, put together by the API."""
+
+    job: str
+    name: str | None
+    options: RunOptions
+    workers: int
+    guarantee: str
+    book: Book
+    feed: Feed
+    executor: Executor
+    counts: Counts = field(default_factory=Counts)
+    next_no: int = 0
+    open_orders: list[Order] = field(default_factory=list)
+    retries: list[tuple[float, Order]] = field(default_factory=list)
+    failures: list[Outcome] = field(default_factory=list)  # of earlier calls, for the report
+    more_retries: Callable[[set[tuple[int, int]]], list[tuple[float, Order]]] | None = None
+    wants_results: bool = False
+    wants_outcomes: bool = False
+    has_database: bool = True
+    counts_anew: bool = False  # max_failures leaves earlier failures out: a halted run that is resumed is meant to go on
+    stop: StopRequest = field(default_factory=StopRequest)
+    observers: tuple[Observer, ...] = ()
+    redact: Callable[[str], str] = str  # takes secrets out of notices and the note
