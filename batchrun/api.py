@@ -159,15 +159,21 @@ def iter_parallel(
     accept_changes: bool = False,
     max_items_per_worker: int | None = None,
     max_worker_growth: int | str | None = None,
+    ordered: bool = False,
     _given: tuple[str, ...] = (),
 ) -> Iterator[Outcome]:
     """Yield an Outcome for each item as it is settled, in no particular order. The arguments are ``run_parallel``'s.
+
+    ordered: in the items' order instead. What is settled early is held back, so a slow item, or one that is tried again,
+        holds the line: no further items are taken once 10,000 lie between it and the newest, or 64 MiB of values wait.
+        Items that a named run's earlier call left for another try come when they are settled; when the run is cut short,
+        what was settled behind a gap comes at the end. False, because waiting costs throughput.
 
     Lazy on both sides: items are taken as workers need them, and when the caller stalls, so do they. Closing the
     iterator interrupts the run. ``results`` means nothing here.
     """
     call = _call(locals(), _given)
-    call.wants_outcomes = True
+    call.wants_outcomes, call.ordered = True, ordered
     check(call)
     return _outcomes(call, progress)
 

@@ -123,7 +123,7 @@ class Burials:
                 self._settling.retry(order, order.reached, fate.after_s)
             else:
                 status = OutcomeStatus(fate.state) if fate else OutcomeStatus.DONE
-                self._settling.settle(order.items[order.reached], status, fate.error if fate else None, order.attempt)
+                self._settling.settle(order, order.reached, status, fate.error if fate else None)
             order.reached += 1
         return False
 
@@ -142,16 +142,15 @@ class Burials:
                 self._overrun(order) if late else ItemError("CutOff", f"Its worker {_end_of(died)} while the task was running.")
             )
             error = replace(error, message=f"{error.message} What it did outside the database is not known.")
-            self._settling.settle(order.items[offset], OutcomeStatus.UNKNOWN, error, order.attempt)
+            self._settling.settle(order, offset, OutcomeStatus.UNKNOWN, error)
 
     def _bill(self, died: Died, order: Order) -> Iterator[int]:
         said = f"Its worker {_end_of(died)} while running it."
         error = ItemError("WorkerDied", f"{said} That was death {DEATHS_TO_QUARANTINE} of this item, and the last.")
         billed = self._plan.book.bill(order, error)
-        item = order.items[order.reached]
         if billed.quarantined:
             self._tell(died, order, f"That was death {billed.deaths} of this item: it is quarantined.")
-            self._settling.settle(item, OutcomeStatus.QUARANTINED, error, order.attempt)
+            self._settling.settle(order, order.reached, OutcomeStatus.QUARANTINED, error)
             order.reached += 1
         else:
             self._tell(
@@ -167,7 +166,7 @@ class Burials:
         after = backoff_s(order.attempt) if again else None
         if self._plan.book.overran(order, error, after):
             if after is None:
-                self._settling.settle(order.items[order.reached], OutcomeStatus.FAILED, error, order.attempt)
+                self._settling.settle(order, order.reached, OutcomeStatus.FAILED, error)
             else:
                 self._settling.retry(order, order.reached, after)
         order.reached += 1

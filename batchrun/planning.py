@@ -41,6 +41,7 @@ def put_together(
         job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
         feed=feed,
         executor=executor, counts=counts, wants_results=call.wants_results, wants_outcomes=call.wants_outcomes,
+        ordered=call.ordered,
         has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers), redact=call.redact,
     )  # fmt: skip
 

@@ -10,9 +10,10 @@ from batchrun.books import Book
 from batchrun.chunks import Feed
 from batchrun.events import Observer
 from batchrun.execution.orders import Order
-from batchrun.execution.pool import Died, Heard, Worker
+from batchrun.execution.pool import QUEUED, Died, Heard, Worker
 from batchrun.items import Outcome
 from batchrun.options import RunOptions
+from batchrun.ordering import chunk_limit
 from batchrun.runs import Counts
 
 
@@ -70,8 +71,18 @@ class RunPlan:
     more_retries: Callable[[set[tuple[int, int]]], list[tuple[float, Order]]] | None = None
     wants_results: bool = False
     wants_outcomes: bool = False
+    ordered: bool = False  # outcomes come in the items' order
     has_database: bool = True
     counts_anew: bool = False  # max_failures leaves earlier failures out: a halted run that is resumed is meant to go on
     stop: StopRequest = field(default_factory=StopRequest)
     observers: tuple[Observer, ...] = ()
     redact: Callable[[str], str] = str  # takes secrets out of notices and the note
+
+    @property
+    def chunk_limit(self) -> int | None:
+        """Items a chunk may have at most, beside what the sizer knows itself."""
+        most = self.options.max_items_per_worker
+        if not self.ordered:
+            return most
+        window = chunk_limit(max(1, self.workers) * (self.options.threads + QUEUED))
+        return window if most is None else min(most, window)

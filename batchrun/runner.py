@@ -53,7 +53,7 @@ class Runner:
         self._book, self._feed, self._executor = plan.book, plan.feed, plan.executor
         self._sizer = ChunkSizer(
             plan.workers * plan.options.threads, has_database=plan.has_database, batched=plan.options.batched,
-            most=plan.options.max_items_per_worker,
+            most=plan.chunk_limit,
         )  # fmt: skip
         self._ready: deque[Order] = deque(plan.open_orders)
         self._sequence = itertools.count()
@@ -139,7 +139,7 @@ class Runner:
             self._ready.append(heapq.heappop(self._waiting)[2])
         room = self._executor.room()
         wanted = room - len(self._ready)
-        if wanted > 0 and len(self._waiting) < MOST_WAITING:
+        if wanted > 0 and len(self._waiting) < MOST_WAITING and self._settling.has_room:
             self._cut(wanted)
         while room > 0 and self._ready and self._submit(self._ready[0]):
             self._ready.popleft()
@@ -170,10 +170,11 @@ class Runner:
             self._book.cut(self._next_no, self._uncut, self._feed.ends)
             self._outages.over(LEDGER)
             for piece in self._uncut:
-                self._ready.append(Order(self._next_no, 0, piece, self._index))
+                order = Order(self._next_no, 0, piece, self._index)
+                self._ready.append(order)
                 self._next_no += 1
                 self._index += len(piece)
-                self._settling.planned(len(piece))
+                self._settling.planned(order)
             self._uncut = []
 
     def _more_retries(self) -> bool:
@@ -223,7 +224,7 @@ class Runner:
         if isinstance(message, Settled) and order is not None:
             if message.values is not None:
                 self._sizer.weigh(message.amount, heard.size)
-            self._settling.settled(order, message)
+            self._settling.settled(order, message, heard.size)
             self._emit(Progressed(self._plan.counts, self._feed.total))
         elif isinstance(message, Ended) and order is not None:
             self._over(order, message)
@@ -326,7 +327,7 @@ class Runner:
             raise self._failure
         status, note = self._verdict()
         self.report = self._close(status, note)
-        if outcomes := self._settling.take_outcomes():
+        if outcomes := self._settling.take_outcomes(at_the_end=True):
             yield outcomes
         self._emit(RunEnded(self.report))
         if self._failure is not None:
