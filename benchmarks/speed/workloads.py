@@ -218,6 +218,23 @@ WORKLOADS = {
             limits=(Limit("ours", "idle_s", "≤ 1 s", at_most=1.0),),
             figures=(("rate", "items/s"), ("idle_s", "first worker idle at the end, s")), workers=4,
         ),
+        Workload(
+            "queues", "ORM read and update, a commit an item: queues", "orm_write", 2_000, 100,
+            (
+                Lane("pool-1", "pool", "mp.Pool, chunk 1", options={"chunk": 1}),
+                Lane("dask-50", "dask", "Dask, batches by hand", options={"chunk": 50}),
+                Lane("ray-50", "ray", "Ray, chunks", options={"chunk": 50}),
+                Lane("dask", "dask", "Dask, a future an item", options={"chunk": 1}, is_peer=True),
+                Lane("ray", "ray", "Ray, a call an item", options={"chunk": 1}, is_peer=True),
+                Lane("celery", "celery", search=({"prefetch": 4}, {"prefetch": 128}), is_peer=True),
+                Lane("dramatiq", "dramatiq", search=({"threads": 1}, {"threads": 8}), is_peer=True),
+                Lane("huey", "huey", is_peer=True),
+                Lane("procrastinate", "procrastinate", is_peer=True),
+                Lane("rq", "rq", is_peer=True),
+                ours("ours-named", "batchrun, exactly once", name=True),
+            ),
+            (Goal("ours-named", BEST, 1.5),),
+        ),
     )
 }  # fmt: skip
 """In the order of the report. The keys are what ``--only`` takes."""
