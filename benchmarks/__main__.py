@@ -8,15 +8,19 @@ workers have run their initializer to the moment when the caller has everything.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.pages import put
-from benchmarks.speed.driver import ROOT, Bench, missing
+from benchmarks.speed.driver import ROOT, Bench, Outcome, missing
 from benchmarks.speed.peers import PEERS
-from benchmarks.speed.table import as_data, as_markdown, as_text, facts_line, facts_of
+from benchmarks.speed.plots import make
+from benchmarks.speed.table import as_data, as_markdown, as_text, facts_line, facts_of, read_outcomes
 from benchmarks.speed.workloads import WORKLOADS
 
 
@@ -30,6 +34,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there as well")
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/benchmarks.md")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there as well")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="measure for the two plots, and nothing else")
+    parser.add_argument("--render", type=Path, nargs="+", metavar="FILE", help="run nothing; show what --json wrote")
     given = parser.parse_args()
     for name, known in (("only", WORKLOADS), ("peers", PEERS)):
         chosen = getattr(given, name).split(",")
@@ -45,28 +51,51 @@ def main() -> None:
     """Run what is asked for and print the tables."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what was started is ended also then
     given = arguments()
+    if given.render:
+        outcomes, facts = read_outcomes(given.render)
+        report(given, outcomes, facts, [])
+        return
     absent = missing(given.peers)
     peers = [peer for peer in given.peers if peer not in absent]
     bench = Bench(given.workers, given.rounds, peers, given.quick)
-    try:
+    with contextlib.closing(bench):
+        if given.plots:
+            plot(given, bench)
+            return
         outcomes = [bench.run(WORKLOADS[key]) for key in given.only]
-    finally:
-        bench.close()
     facts = facts_of(peers, given.workers, given.rounds)
+    report(given, outcomes, facts, list(absent.values()))
+    if any(outcome.troubles for outcome in outcomes):
+        sys.exit(1)
+
+
+def plot(given: argparse.Namespace, bench: Bench) -> None:
+    """Measure and draw, and put what the plots were made with under them."""
+    points = make(bench, given.plots)
+    facts = facts_of(["pool", "batchrun"], given.workers, given.rounds)
+    print(facts_line(facts))
+    write(given.json, json.dumps({"schema": 1, "facts": facts, "plots": points}, indent=1) + "\n")
+    if given.docs:
+        put(ROOT / "docs" / "benchmarks.md", "plots", f"{facts_line(facts)}.\n")
+
+
+def report(given: argparse.Namespace, outcomes: Sequence[Outcome], facts: dict[str, Any], absent: Sequence[str]) -> None:
+    """Print the tables and write the files that are asked for."""
     print(as_text(outcomes), facts_line(facts), sep="\n")
     if given.quick:
         print("--quick shows that it works. Its figures say nothing: what is done once is most of what it measures.")
-    for line in [*absent.values(), *(trouble for outcome in outcomes for trouble in outcome.troubles)]:
+    for line in [*absent, *(trouble for outcome in outcomes for trouble in outcome.troubles)]:
         print(f"not measured: {line}")
     markdown = f"{as_markdown(outcomes)}{facts_line(facts)}.\n"
     if given.docs:
         put(ROOT / "docs" / "benchmarks.md", "benchmarks", markdown)
-    if given.json:
-        given.json.write_text(json.dumps(as_data(outcomes, facts), indent=1) + "\n")
-    if given.markdown:
-        given.markdown.write_text(markdown)
-    if any(outcome.troubles for outcome in outcomes):
-        sys.exit(1)
+    write(given.json, json.dumps(as_data(outcomes, facts), indent=1) + "\n")
+    write(given.markdown, markdown)
+
+
+def write(file: Path | None, content: str) -> None:
+    if file:
+        file.write_text(content)
 
 
 if __name__ == "__main__":

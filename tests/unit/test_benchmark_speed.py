@@ -17,7 +17,7 @@ from benchmarks.speed.bare import script
 from benchmarks.speed.driver import Bench, Outcome
 from benchmarks.speed.figures import Spread, best_peer, per_item_us, ratio, verdicts, with_next_ms
 from benchmarks.speed.relay import Relay
-from benchmarks.speed.table import as_data, as_markdown, as_text
+from benchmarks.speed.table import as_data, as_markdown, as_text, read_outcomes
 from benchmarks.speed.trial import Measured, Reading, Trial, arrive, read_now
 from benchmarks.speed.work import is_slow
 from benchmarks.speed.workloads import BEST, WORKLOADS, Goal, Lane, Limit, Workload
@@ -144,6 +144,18 @@ def test_the_pgbench_script_gives_each_client_keys_of_its_own_and_marks_in_begin
 def test_a_trial_crosses_to_its_program_unchanged() -> None:
     trial = Trial("pool", "noop", 10, 2, "", "/tmp", 7, {"chunk": 20})
     assert Trial.read(trial.text()) == trial
+
+
+def test_what_was_written_as_json_is_read_again_and_a_later_file_replaces_an_earlier(tmp_path: Path) -> None:
+    files = [tmp_path / "first.json", tmp_path / "second.json"]
+    outcomes = [
+        Outcome(WORKLOADS["noop"], {"ours": rounds(1, 2)}, {"ours": {}}, {"ours": 4.0}, ["ppe: it broke"]),
+        Outcome(WORKLOADS["1kib"], {"ours": rounds(5)}, {"ours": {"results": True}}),
+    ]
+    again = Outcome(WORKLOADS["1kib"], {"ours": rounds(7)}, {"ours": {"results": True}})
+    files[0].write_text(json.dumps(as_data(outcomes, {"commit": "a"})))
+    files[1].write_text(json.dumps(as_data([again], {"commit": "b"})))
+    assert read_outcomes(files) == ([outcomes[0], again], {"commit": "b"})
 
 
 # ----------------------------------------------------------------------------------------- the clock and the relay

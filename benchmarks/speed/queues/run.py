@@ -188,7 +188,8 @@ def own_database(url: str, name: str) -> str:
 def dask(trial: Trial) -> Measured:
     distributed = import_module("distributed")
     with setting(trial, "") as stack:
-        cluster = distributed.LocalCluster(n_workers=trial.workers, threads_per_worker=1, processes=True, dashboard_address=None)
+        options = {"processes": True, "dashboard_address": None, "local_directory": trial.folder}
+        cluster = distributed.LocalCluster(n_workers=trial.workers, threads_per_worker=1, **options)
         stack.enter_context(cluster)
         client = stack.enter_context(distributed.Client(cluster))
         client.run(job.start)
@@ -202,7 +203,8 @@ def dask(trial: Trial) -> Measured:
 def ray(trial: Trial) -> Measured:
     with setting(trial, "") as stack:
         library = import_module("ray")
-        library.init(num_cpus=trial.workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR", "_temp_dir": trial.folder}
+        library.init(num_cpus=trial.workers, **options)
         stack.callback(library.shutdown)
         pool = import_module("ray.util.multiprocessing").Pool(trial.workers, job.start)
 
