@@ -15,7 +15,7 @@ from benchmarks.speed.workloads import WORKLOADS, Lane, Workload, ours
 WORKERS = (1, 2, 4, 8)
 ROUND_TRIPS_MS = (0.0, 0.5, 1.0, 2.0, 5.0)
 LANES = (
-    Lane("pool", "pool", "mp.Pool, its best chunk", options={"chunk": 100}),
+    Lane("pool", "pool", "mp.Pool, chunk 20", options={"chunk": 20}),
     ours("ours-named", "batchrun, exactly once", name=True),
     ours("ours-chunk", "batchrun, chunk, exactly once", name=True, transaction="chunk"),
 )
