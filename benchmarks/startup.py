@@ -154,18 +154,21 @@ def one_start(launcher: object, number: int) -> float:
     import pickle
 
     from batchrun.execution.orders import Ready
-    from batchrun.execution.processes import Launcher, worker_pipe
+    from batchrun.execution.processes import Launcher, claims_pipe, worker_pipe
 
     assert isinstance(launcher, Launcher)
     ours, theirs = worker_pipe()
+    offers, claims = claims_pipe()
     began = time.perf_counter()
-    process = launcher.launch(theirs, number)
+    process = launcher.launch(theirs, claims, number)
     theirs.close()
+    claims.close()
     while not isinstance(pickle.loads(ours.recv_bytes()), Ready):  # noqa: S301 - of a worker of ours
         continue
     took = time.perf_counter() - began
     process.kill()
     process.close()
+    offers.close()
     return took
 
 
