@@ -89,6 +89,8 @@ def fork_server_from_here(modules: Sequence[str], before: Open) -> bool:
     _any_util.spawnv_passfds = _forked
     try:
         forkserver.ensure_running()
+    except OSError:  # no process or descriptor is free: when workers are started, that is waited for
+        return False
     finally:
         _any_util.spawnv_passfds = plain
     return True
