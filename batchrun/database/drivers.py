@@ -6,6 +6,7 @@ Each driver runs in its own autocommit mode, so that BEGIN and COMMIT are ours t
 from __future__ import annotations
 
 import enum
+import sqlite3
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ class Status(enum.Enum):
 
 
 _STATUSES = tuple(Status)
+_IDLE = Status.IDLE.value
 
 
 class Driver(Protocol):
@@ -39,6 +41,9 @@ class Driver(Protocol):
 
     def is_prepared(self, raw: Any) -> bool:
         """False once somebody switched driver autocommit off."""
+
+    def is_at_rest(self, raw: Any) -> bool:
+        """Usable, prepared, and no transaction open: one question for what is the case after nearly every item."""
 
     def send(self, raw: Any, statements: Sequence[str]) -> int:
         """Run the statements, in one message where the driver can; return the last one's row count."""
@@ -84,6 +89,9 @@ class Psycopg2:
     def is_prepared(self, raw: Any) -> bool:
         return bool(raw.autocommit)
 
+    def is_at_rest(self, raw: Any) -> bool:
+        return not raw.closed and raw.get_transaction_status() == _IDLE and raw.autocommit is True
+
     def send(self, raw: Any, statements: Sequence[str]) -> int:
         cursor = raw.cursor()
         cursor.execute("; ".join(statements))
@@ -128,6 +136,9 @@ class Psycopg:
 
     def is_prepared(self, raw: Any) -> bool:
         return bool(raw.autocommit)
+
+    def is_at_rest(self, raw: Any) -> bool:
+        return raw.pgconn.transaction_status == _IDLE and raw.autocommit is True  # UNKNOWN once it is closed
 
     def send(self, raw: Any, statements: Sequence[str]) -> int:
         if statements[0] == "ROLLBACK":
@@ -200,6 +211,9 @@ class Sqlite:
     def is_prepared(self, raw: Any) -> bool:
         return raw.isolation_level is None
 
+    def is_at_rest(self, raw: Any) -> bool:
+        return not self.is_closed(raw) and not raw.in_transaction and raw.isolation_level is None
+
     def send(self, raw: Any, statements: Sequence[str]) -> int:
         cursor = raw.cursor()
         try:
@@ -210,10 +224,15 @@ class Sqlite:
             cursor.close()
 
     def status(self, raw: Any) -> Status:
+        if self.is_closed(raw):
+            return Status.UNKNOWN
         return Status.INTRANS if raw.in_transaction else Status.IDLE
 
     def is_closed(self, raw: Any) -> bool:
-        return False
+        try:
+            return raw.in_transaction is None
+        except sqlite3.ProgrammingError:
+            return True
 
     def cancel(self, raw: Any) -> None:
         raw.interrupt()

@@ -14,6 +14,7 @@ and psycopg2's own rollback() does nothing in driver autocommit, so that the poo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,10 @@ class PartialCommit(GateError):
     """The task ended the transaction behind the runner's back: part of its work may be committed."""
 
 
+class ConnectionGone(GateError):
+    """The task gave its connection up (``session.invalidate()``): work on a new one would not be under the mark."""
+
+
 class MarkMissed(BaseException):
     """The mark changed no row: somebody else settled the item or took the run over.
 
@@ -63,20 +68,26 @@ class MarkMissed(BaseException):
     """
 
 
+class _Here(threading.local):
+    """What one thread does on one engine. armed: the gate of its last item."""
+
+    armed: Gate | None = None
+
+
 class Gate:
-    """The state of one raw connection. One thread uses it at a time."""
+    """The state of one raw connection. One thread uses it at a time. here: what all gates of its engine share."""
 
     def __init__(
-        self, raw: Any, driver: Driver, turnstile: Turnstile | None, *, pooled: bool = False, read_only: bool = False
+        self, raw: Any, driver: Driver, turnstile: Turnstile | None, here: _Here, *, pooled: bool = False, read_only: bool = False
     ) -> None:
         self.raw = raw
+        self._here = here
         self.driver = driver
         self._turnstile = turnstile
         self._pooled = pooled
         self._by_transaction = pooled and read_only  # a session of one's own would be told once to refuse writes
         self._opening: Sequence[str] = ()
-        self._marked = False
-        self._call: Call | None = None
+        self._mark: str | Call | None = None
         self._keeper = Keeper(is_trusted=not pooled)
         self.on_turn: tuple[Callable[[], None], Callable[[], None]] | None = None
         self._single = False  # autocommit: nothing is ever opened
@@ -91,16 +102,16 @@ class Gate:
         self.leaves = False
         self.cursors = False  # a cursor was opened that outlives the transaction unless it is closed
 
-    def arm(self, opening: Sequence[str], *, marked: bool, call: Call | None = None) -> None:
-        """Start an item: ``opening`` begins its transaction, and its last statement is the mark if ``marked``.
+    def arm(self, opening: Sequence[str], mark: str | Call | None = None) -> None:
+        """Start an item: ``opening`` begins its transaction, and ``mark`` goes with it in one message.
 
-        call: what follows ``opening``, and is the mark then, as a statement that the server keeps.
+        mark: a text, or a statement that the server keeps; None = nothing is marked here.
         """
-        self._opening, self._marked, self._call = opening, marked, call
+        self._opening, self._mark = opening, mark
         if not opening and self._by_transaction:
             self._opening = ("BEGIN READ ONLY",)
         self._single = not self._opening
-        self.active = True
+        self.active, self._here.armed = True, self
         self.is_open = self.final = self.committed = self.rolled_back = self.deferred = self.spoilt = self.went_past = False
 
     def open(self) -> None:
@@ -108,20 +119,23 @@ class Gate:
         if self._turnstile:
             self._turnstile.enter(self.on_turn)
         try:
-            changed = self.driver.send(self.raw, self._opening) if self._call is None else self._opening_with(self._call)
+            changed = self._send_opening()
         except BaseException:
             self.roll_back()  # BEGIN may have gone through; a task that swallows this must not go on without a transaction
             raise
         self.is_open, self.committed = True, False
-        if changed != 1 and self._marked:
+        if changed != 1 and self._mark is not None:
             self.roll_back()
             raise MarkMissed
 
-    def _opening_with(self, call: Call) -> int:
-        """The opening, and behind it the mark as the server keeps it. Nothing has begun yet that a second try could repeat."""
+    def _send_opening(self) -> int:
+        """Of what the server keeps a second try may be needed. Nothing has begun yet that it could repeat."""
+        mark = self._mark
+        if mark is None or isinstance(mark, str):
+            return self.driver.send(self.raw, self._opening if mark is None else (*self._opening, mark))
         while True:
             try:
-                return self.driver.send(self.raw, (*self._opening, *self._keeper.statements(call)))
+                return self.driver.send(self.raw, (*self._opening, *self._keeper.statements(mark)))
             except Exception as error:
                 if not self._keeper.is_surprised(error):
                     raise
@@ -187,14 +201,13 @@ class Gate:
     def _commit(self) -> None:
         self.check()
         self.is_open = False
-        self.driver.send(self.raw, ("COMMIT", *self._cleaning()))
+        self.driver.send(self.raw, ("COMMIT", *self._cleaning()) if self._pooled else ("COMMIT",))
         self.committed = True
-        self._leave()
+        if self._turnstile:
+            self._turnstile.leave()
 
     def _cleaning(self) -> Sequence[str]:
         """Behind a pooler the session goes to somebody else with the COMMIT: leave nothing in it."""
-        if not self._pooled:
-            return ()
         return AFTER_COMMIT if self.leaves else ("CLOSE ALL",) if self.cursors else ()
 
     def check(self) -> None:
@@ -223,13 +236,14 @@ def install(
     turnstile: makes each connection's place in SQLite's queue of writers.
     """
     gates: dict[int, Gate] = {}
-    _take_over(engine.dialect, gates)
+    here = _Here()
+    _take_over(engine.dialect, gates, here)
 
     @event.listens_for(engine, "connect")
     def connected(raw: Any, record: Any) -> None:
         pooled = is_pooled_record(record)
         driver.prepare(raw, read_only=read_only, wait_s=wait_s, pooled=pooled)
-        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None, pooled=pooled, read_only=read_only)
+        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None, here, pooled=pooled, read_only=read_only)
 
     @event.listens_for(engine, "close")
     def closed(raw: Any, record: Any) -> None:
@@ -239,7 +253,7 @@ def install(
     return gates
 
 
-def _take_over(dialect: Any, gates: dict[int, Gate]) -> None:
+def _take_over(dialect: Any, gates: dict[int, Gate], here: _Here) -> None:
     """Make BEGIN, COMMIT and ROLLBACK of this dialect instance the gates' own, and look at each statement's text."""
     for name in _EXECUTES:
         setattr(dialect, name, _judging(getattr(dialect, name), gates))
@@ -247,6 +261,8 @@ def _take_over(dialect: Any, gates: dict[int, Gate]) -> None:
 
     def do_begin(connection: Any) -> None:
         if gate := gates.get(id(connection.dbapi_connection)):
+            if not gate.active:
+                _refuse_another(gates, here.armed)
             gate.do_begin()
 
     def do_commit(connection: Any) -> None:
@@ -258,6 +274,12 @@ def _take_over(dialect: Any, gates: dict[int, Gate]) -> None:
         gate.do_rollback() if gate else plain_rollback(connection)
 
     dialect.do_begin, dialect.do_commit, dialect.do_rollback = do_begin, do_commit, do_rollback
+
+
+def _refuse_another(gates: dict[int, Gate], armed: Gate | None) -> None:
+    """SQLAlchemy connects anew where a connection was invalidated. In an item that would go on without its mark."""
+    if armed is not None and armed.active and gates.get(id(armed.raw)) is not armed:
+        raise ConnectionGone("The task invalidated its connection: what it did there is rolled back, and the mark with it.")
 
 
 _EXECUTES = ("do_execute", "do_executemany", "do_execute_no_params")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
 
 RENEWED_AFTER = 1000
 """Executions until it is prepared anew. The server keeps the plan of a table that was small then: a scan of all its rows."""
@@ -25,7 +24,7 @@ _NOT_THERE, _THERE_ALREADY = "26000", "42P05"
 class Statement:
     """Over two whole numbers. text: makes it of them, or of their placeholders."""
 
-    __slots__ = ("_call", "forget", "prepare", "text")
+    __slots__ = ("forget", "head", "prepare", "text")
 
     def __init__(self, text: Callable[[int | str, int | str], str]) -> None:
         body = text("$1", "$2")
@@ -33,18 +32,11 @@ class Statement:
         self.text = text
         self.prepare = f"PREPARE {name}(int, int) AS {body}"
         self.forget = f"DEALLOCATE {name}"
-        self._call = f"EXECUTE {name}("
-
-    def call(self, first: int, second: int) -> str:
-        return f"{self._call}{first}, {second})"
+        self.head = f"EXECUTE {name}("
 
 
-class Call(NamedTuple):
-    """A statement and its numbers."""
-
-    statement: Statement
-    first: int
-    second: int
+Call = tuple[Statement, int, int]
+"""A statement and its numbers."""
 
 
 class Keeper:
@@ -63,12 +55,12 @@ class Keeper:
         statement, first, second = call
         if self._left > 0 and self._kept is statement:
             self._left -= 1
-            return (statement.call(first, second),)
+            return (f"{statement.head}{first}, {second})",)
         if not self.is_trusted:
             return (statement.text(first, second),)
         forget = () if self._kept is None else (self._kept.forget,)
         self._kept, self._left = statement, RENEWED_AFTER
-        return (*forget, statement.prepare, statement.call(first, second))
+        return (*forget, statement.prepare, f"{statement.head}{first}, {second})")
 
     def is_surprised(self, error: BaseException) -> bool:
         """Did they fail only because of what the server keeps? ``statements`` then answers differently from now on."""

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from batchrun.codec import Unstorable
 from batchrun.database.engines import WorkerEngine
 from batchrun.database.failures import Meaning, meaning_of, message_of, plain_error, sqlstate_of
-from batchrun.database.gate import PAST_THE_SESSION, Gate, MarkMissed, PartialCommit
+from batchrun.database.gate import PAST_THE_SESSION, MarkMissed, PartialCommit
 from batchrun.database.stored import Call
 from batchrun.errors import ItemTimeout, Retry
 from batchrun.execution.deadline import Deadline
@@ -105,7 +105,10 @@ class ItemRunner:
         self._has_session, self._wants_ctx = work.has_session, work.shape.wants_ctx
         self._batched, self._read_only = work.options.batched, work.options.read_only
         self._is_limited, self._wants_values = work.options.timeout is not None, work.wants_values
-        self._stores_marks = self._separate is None and self.link is not None and self.link.keeps_statements
+        keeps = self._separate is None and self.link is not None and self.link.keeps_statements
+        self._stored = self.marks.of_one if self.marks and keeps else None
+        is_plain = work.shape.positional == ("session", "item") and not (work.shape.named or work.task_params)
+        self._simple = work.task if is_plain and not (self._is_limited or self._wants_values) else None
 
     def _opening_statements(self) -> tuple[str, ...]:
         return (self.link.begin, *self._statement_limits()) if self.link else ()
@@ -224,13 +227,11 @@ class ItemRunner:
             if recorded and self.recorder:
                 self.recorder.mark_span(spot, 1, ())
         else:
-            value = self.in_transaction(self._mark_of(spot), self.call_in_session, given, context)
+            mark: Mark = None
+            if self.marks:
+                mark = (self._stored, spot.no, spot.pos) if self._stored and not spot.retry else self.marks.of(spot)
+            value = self.in_transaction(mark, self.call_in_session, given, context)
         return _DONE if value is None else Result("done", value=value[0] if isinstance(value, list) else value)
-
-    def _mark_of(self, spot: Spot) -> Mark:
-        if self.marks is None:
-            return None
-        return self.marks.call(spot) if self._stores_marks and not spot.retry else self.marks.of(spot)
 
     def _settle(self, row: Row, recorded: bool, *, partly: bool = False) -> Result:
         if self.recorder is None or not recorded:
@@ -248,10 +249,10 @@ class ItemRunner:
         gate = None
         try:
             gate = link.ensure()
-            self._arm(gate, None if separate else mark)
-            if separate and isinstance(mark, str):  # its transaction is the outer one, and at-least-once is all there is
+            gate.arm(self._opens_with, None if separate else mark)
+            if separate:  # its transaction is the outer one, and at-least-once is all there is
                 outer = separate.ensure()
-                outer.arm([separate.begin, mark], marked=True)
+                outer.arm([separate.begin], mark)
                 outer.open()
             gate.open()
             self._opening = False
@@ -268,18 +269,13 @@ class ItemRunner:
             self._lost = self._let_go()
             self._past = gate is not None and gate.went_past
             raise
-        self._at_rest(link)
+        if separate or not (link.patience.is_calm and link.rest()):
+            self._settle_down(link)
+        self._lost = False
         return value
 
-    def _arm(self, gate: Gate, mark: Mark) -> None:
-        if isinstance(mark, str):
-            gate.arm((*self._opens_with, mark), marked=True)
-        else:
-            gate.arm(self._opens_with, marked=mark is not None, call=mark)
-
-    def _at_rest(self, link: Link) -> None:
-        """All went well."""
-        self._lost = False
+    def _settle_down(self, link: Link) -> None:
+        """All went well, but something is left to be done or said."""
         if not link.patience.is_calm:
             link.patience.done()
         self._let_go()
@@ -305,30 +301,35 @@ class ItemRunner:
         assert link is not None
         session = Session(link.connection)
         try:
-            value = self._guarded(session, given, context)
-            link.gate.final = final
-            session.expire_on_commit = False  # nobody reads its objects any more, and each would be expired one by one
-            session.commit()
+            value = self._simple(session, given) if self._simple else self._guarded(session, given, context)
+            if self._read_only:
+                session.flush()  # what it meant to write is refused; there is nothing to commit
+            else:
+                link.gate.final = final
+                session.expire_on_commit = False  # nobody reads its objects any more, and each would be expired one by one
+                session.commit()
             session.close()
         except BaseException:
             with contextlib.suppress(Exception):  # on a dead connection even closing fails
                 session.close()
             raise
-        return value
+        return None if self._simple else value
 
     def only_reading(self, given: Any, context: Context | None) -> Any:
         """read_only: the same in AUTOCOMMIT; there is nothing to commit and nothing to undo."""
         link = self.link
         assert link is not None
         try:
-            link.ensure().arm((), marked=False)
+            link.ensure().arm(())
             if not link.patience.is_calm:
                 link.patience.begun()
             value = self.call_in_session(given, context)
         except BaseException:
             self._lost = self._let_go()
             raise
-        self._at_rest(link)
+        if not (link.patience.is_calm and link.rest()):
+            self._settle_down(link)
+        self._lost = False
         return value
 
     def _outside(self, spot: Spot, item: Item, index: int) -> Result:

@@ -147,6 +147,14 @@ class Link:
         if held is not None:
             held.close()
 
+    def rest(self) -> bool:
+        """After an item that went well: the gate stands open. False where more is to be settled."""
+        held, gate = self._held, self._gate
+        if held is None or gate is None or gate.leaves or not self._holds or held.get_transaction() is not None:
+            return False
+        gate.active = False
+        return self.driver.is_at_rest(gate.raw)
+
     def settle_down(self) -> None:
         """Between items: close what the item ended with, and drop a connection the next item must not see."""
         gate = self._gate
@@ -167,11 +175,11 @@ class Link:
         """Does a connection last long enough for the server to keep a statement prepared?"""
         return self._holds and not self.is_sqlite
 
-    def opening(self, mark: str, *, lift_read_only: bool) -> list[str]:
+    def opening(self, *, lift_read_only: bool) -> list[str]:
         """What begins a transaction of the books, also in a session that otherwise refuses writes."""
         if not lift_read_only:
-            return [self.begin, mark]
-        return ["PRAGMA query_only = 0", self.begin, mark] if self.is_sqlite else ["BEGIN READ WRITE", mark]
+            return [self.begin]
+        return ["PRAGMA query_only = 0", self.begin] if self.is_sqlite else ["BEGIN READ WRITE"]
 
     def refuse_writes(self) -> None:
         """After such a transaction."""

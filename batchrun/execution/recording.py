@@ -125,7 +125,7 @@ class Recorder:
     def _write(self, mark: str, rows: Sequence[Row], was_running: bool) -> None:
         link = self._link
         gate = link.ensure()
-        gate.arm(link.opening(mark, lift_read_only=self._read_only), marked=True)
+        gate.arm(link.opening(lift_read_only=self._read_only), mark)
         try:
             gate.open()
             gate.final = True

@@ -198,20 +198,22 @@ class OrderRunner:
 
     def _each(self, sent: Sent, items: list[Item], values: list[Any]) -> None:
         runner = self._runner
-        told = monotonic()
+        assert runner.link is not None
+        gate, stopping, call = runner.link.gate, runner.stopping, runner.call_in_session
+        wants_ctx, told = runner.work.shape.wants_ctx, monotonic()
         for offset, item in enumerate(items):
-            if runner.stopping():
+            if stopping():
                 raise _Stopped
             if isinstance(item, Unstorable):
                 raise _FallBack
             if monotonic() - told >= BEGAN_S:
                 told = monotonic()
                 runner.voice.began(offset)
-            context = runner.context(self._spot(sent, offset), item, sent.start + offset)
-            value = runner.call_in_session(item, context, final=False)
-            if runner.link is None or runner.link.gate.rolled_back:
+            context = runner.context(self._spot(sent, offset), item, sent.start + offset) if wants_ctx else None
+            value = call(item, context, final=False)
+            if gate.rolled_back:
                 raise _FallBack
-            runner.link.gate.check()  # or the items behind one that committed past its session would run outside of any
+            gate.check()  # or the items behind one that committed past its session would run outside of any
             values.append(value)
 
     # The task takes the list.

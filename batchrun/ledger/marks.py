@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Insert, Update, insert, select, update
 
-from batchrun.database.stored import Call, Statement
+from batchrun.database.stored import Statement
 from batchrun.errors import AlreadyRunning, BatchrunError
 from batchrun.items import ItemError
 from batchrun.ledger.schema import Tables
@@ -60,7 +60,8 @@ class Marks:
         self._now = (
             "((julianday('now') - 2440587.5) * 86400.0)" if dialect.name == "sqlite" else "extract(epoch FROM clock_timestamp())"
         )
-        self._one = Statement(self.of_items)
+        self.of_one = Statement(self.of_items)
+        """The mark of an item's first attempt, of its chunk's number and its position: a server can keep it prepared."""
 
     def of_items(self, no: int | str, pos: int | str, count: int = 1) -> str:
         """The compare-and-swap that settles ``count`` items of a chunk, as a text."""
@@ -76,10 +77,6 @@ class Marks:
     def of(self, spot: Spot) -> str:
         """The mark of one item, first attempt or retry."""
         return self.of_retry(spot) if spot.retry else self.of_items(spot.no, spot.pos)
-
-    def call(self, spot: Spot) -> Call:
-        """The mark of an item's first attempt, as a statement that a server can keep prepared."""
-        return Call(self._one, spot.no, spot.pos)
 
     def skipping(self, spot: Spot) -> str:
         """The mark of an item its task left out."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine, create_engine, event, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
 from batchrun import Context, Report, Skip, run_parallel
@@ -811,7 +811,7 @@ def test_zero_rows_after_a_zombie_that_rolled_back_means_again_and_not_done(url:
 
     def first_finds_no_row(self: gate_module.Gate) -> None:
         plain(self)
-        if self._marked and not missed:
+        if self._mark and not missed:
             missed.append(1)
             self.roll_back()
             raise gate_module.MarkMissed
@@ -841,7 +841,7 @@ def test_a_mark_waits_for_a_zombies_open_transaction_and_then_learns_the_truth(p
     zombie, second = engine.engine.connect(), engine.engine.connect()
     gates = [engine.gates[id(one.connection.dbapi_connection)] for one in (zombie, second)]
     for gate in gates:
-        gate.arm(["BEGIN", mark], marked=True)
+        gate.arm(["BEGIN"], mark)
     gates[0].open()
     outcome: list[str] = []
 
@@ -866,6 +866,47 @@ def test_a_mark_waits_for_a_zombies_open_transaction_and_then_learns_the_truth(p
         gate.disarm()
         one.close()
     engine.engine.dispose()
+
+
+# --------------------------------------------------------------------------------------- a connection that is gone
+def loses_its_connection(session: Session, item: int) -> None:
+    """As careful code does elsewhere: what was lost is done again, on the connection that SQLAlchemy makes anew."""
+    try:
+        session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    except DBAPIError:
+        session.rollback()
+    work(session, item)
+
+
+@pytest.mark.parametrize("transaction", ["item", "chunk"])
+def test_work_on_a_connection_made_anew_inside_an_item_is_refused_and_done_once(postgres_url: str, transaction: str) -> None:
+    tries: list[int] = []
+
+    def task(session: Session, item: int) -> None:
+        tries.append(item)
+        (loses_its_connection if tries.count(item) == 1 else work)(session, item)
+
+    report = run(task, postgres_url, transaction=transaction)
+    assert (report.done, report.failed) == (len(ITEMS), 0)
+    assert_exactly_once(postgres_url, "gate", ITEMS)
+
+
+@pytest.mark.parametrize("transaction", ["item", "chunk"])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_an_item_that_invalidates_its_own_connection_is_failed_and_nothing_of_it_stands(
+    url: str, transaction: str, goes_on: bool
+) -> None:
+    def how(session: Session, item: int) -> None:
+        work(session, item)
+        session.flush()
+        session.invalidate()
+        if goes_on:
+            work(session, item)
+
+    report = run(misbehaving(how), url, transaction=transaction)
+    assert failure(report) == "ConnectionGone"
+    assert_exactly_once(url, "gate", ITEMS)
+    assert BAD not in oracle.verdict(url, ITEMS).applied
 
 
 # ------------------------------------------------------------------------------------------ pinned to SQLAlchemy
@@ -902,6 +943,26 @@ def test_this_sqlalchemy_calls_the_dialects_own_begin_commit_and_rollback(url: s
             session.close()
             assert calls == ["do_begin", "do_commit" if ending == "commit" else "do_rollback"], ending
     engine.engine.dispose()
+
+
+WAYS: dict[str, Callable[[Connection], object]] = {
+    "do_execute": lambda connection: connection.execute(text("COMMIT")),
+    "do_execute, by the driver's text": lambda connection: connection.exec_driver_sql("COMMIT"),
+    "do_execute_no_params": lambda connection: connection.execute(text("COMMIT").execution_options(no_parameters=True)),
+    "do_executemany": lambda connection: connection.exec_driver_sql("COMMIT", [{"a": 1}, {"a": 2}]),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_this_sqlalchemy_sends_every_statement_through_the_dialects_own_methods(postgres_url: str, way: str) -> None:
+    """Where COMMIT as a text is looked for: three more methods of the dialect's instance."""
+
+    def how(session: Session, item: int) -> None:
+        WAYS[way](session.connection())
+
+    report = run(misbehaving(how), postgres_url)
+    assert failure(report) == "TransactionControl"
+    assert_exactly_once(postgres_url, "gate", ITEMS)
 
 
 def test_another_engine_of_the_same_process_has_no_gate(url: str) -> None:

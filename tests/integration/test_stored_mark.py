@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from batchrun import Report, run_parallel
 from batchrun.database import stored
-from batchrun.database.stored import Call, Keeper, Statement
+from batchrun.database.stored import Keeper, Statement
 from batchrun.ledger.marks import Marks, MarksSpec, Spot
 from batchrun.ledger.schema import tables
 from tests.support import oracle
@@ -121,11 +121,11 @@ def test_it_is_prepared_anew_now_and_then(url: str, monkeypatch: pytest.MonkeyPa
 def test_what_is_prepared_is_the_very_text_of_the_mark(pg_url: str) -> None:
     engine = engine_for(pg_url)
     marks = Marks(MarksSpec("abcd", 3, 'we"ird {schema}'), tables('we"ird {schema}'), engine.dialect)
-    statement, first, second = marks.call(Spot(7, 41))
-    assert statement.text(first, second) == marks.of(Spot(7, 41))
-    assert statement.prepare.endswith(f" AS {marks.of(Spot(7, 41)).replace('no = 7', 'no = $1').replace('pos = 41', 'pos = $2')}")
-    other_epoch = Marks(MarksSpec("abcd", 4, None), tables(), engine.dialect).call(Spot(7, 41)).statement
-    assert other_epoch.call(7, 41) != statement.call(7, 41), "another run's or owner's statement has another name"
+    prepared = marks.of(Spot(7, 41)).replace("no = 7", "no = $1").replace("pos = 41", "pos = $2")
+    assert marks.of_one.prepare.endswith(f"(int, int) AS {prepared}")
+    assert marks.of_one.text(7, 41) == marks.of(Spot(7, 41))
+    other_epoch = Marks(MarksSpec("abcd", 4, None), tables(), engine.dialect)
+    assert other_epoch.of_one.head != marks.of_one.head, "another run's or owner's statement has another name"
 
 
 class Failing(Exception):
@@ -135,18 +135,20 @@ class Failing(Exception):
         self.sqlstate = state
 
 
+def a_statement() -> Statement:
+    return Statement(lambda first, second: f"UPDATE t SET a = {first} WHERE b = {second}")
+
+
 @pytest.mark.parametrize(("state", "surprising"), [("26000", True), ("42P05", True), ("40001", False), ("55P03", False)])
 def test_only_an_error_about_what_is_kept_is_mended_by_sending_again(state: str, surprising: bool) -> None:
-    keeper = Keeper(is_trusted=True)
-    statement = Statement(lambda first, second: f"UPDATE t SET a = {first} WHERE b = {second}")
-    call = Call(statement, 1, 2)
-    assert keeper.statements(call) == (statement.prepare, statement.call(1, 2))
-    assert keeper.statements(call) == (statement.call(1, 2),)
+    keeper, statement = Keeper(is_trusted=True), a_statement()
+    execute = f"{statement.head}1, 2)"
+    assert keeper.statements((statement, 1, 2)) == (statement.prepare, execute)
+    assert keeper.statements((statement, 1, 2)) == (execute,)
     assert keeper.is_surprised(Failing(state)) is surprising
-    expected = (statement.prepare, statement.call(1, 2)) if state == "26000" else (statement.call(1, 2),)
-    assert keeper.statements(call) == expected
+    expected = (statement.prepare, execute) if state == "26000" else (execute,)
+    assert keeper.statements((statement, 1, 2)) == expected
 
 
 def test_behind_a_pooler_it_is_a_text_from_the_beginning() -> None:
-    statement = Statement(lambda first, second: f"UPDATE t SET a = {first} WHERE b = {second}")
-    assert Keeper(is_trusted=False).statements(Call(statement, 1, 2)) == ("UPDATE t SET a = 1 WHERE b = 2",)
+    assert Keeper(is_trusted=False).statements((a_statement(), 1, 2)) == ("UPDATE t SET a = 1 WHERE b = 2",)
