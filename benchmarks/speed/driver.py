@@ -30,7 +30,6 @@ from tests.postgres import Server
 ROOT = Path(__file__).parents[2]
 MOST_S = 300.0
 """No measurement takes longer; one that does is reported as failed."""
-SEARCH_SHARE = 0.25
 TRIPS, QUICK_TRIPS = (500, 2500), (40, 200)
 """Items of the two runs that round trips are counted in."""
 
@@ -93,12 +92,12 @@ class Bench:
             self.say(f"{outcome.workload.key:10} {lane.key:15} FAILED: {failure}")
 
     def _search(self, workload: Workload, lane: Lane) -> dict[str, Any]:
-        """The quickest of a lane's settings, each tried once with a part of the items."""
+        """The quickest of a lane's settings, each tried once."""
         if len(lane.search) < 2 or self.is_quick:
             return lane.search[0] if lane.search else lane.options
         found = {}
         for place, options in enumerate(lane.search):
-            found[place] = self.trial(workload, lane, options, SEARCH_SHARE).rate
+            found[place] = self.trial(workload, lane, options, workload.search_share).rate
         best = lane.search[max(found, key=lambda place: found[place])]
         tried = ", ".join(f"{shown(options)} {found[place]:,.0f}/s" for place, options in enumerate(lane.search))
         self.say(f"{workload.key:10} {lane.key:15} search: {tried}")

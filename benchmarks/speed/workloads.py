@@ -67,6 +67,7 @@ class Workload:
     items, quick: how many, and how many with --quick. lean: lanes that may need no round trip more than the best peer.
     figures: what is shown instead of speed, ratios and CPU: (key, title). round_trips: they are counted.
     round_trip_ms: of a network that is put before the server; 0 = none. workers: None = as many as asked for.
+    search_share: of the items, in the search for settings: all where a trial is short, or large chunks would not pay in it.
     """
 
     key: str
@@ -82,6 +83,7 @@ class Workload:
     round_trips: bool = False
     round_trip_ms: float = 0.0
     workers: int | None = None
+    search_share: float = 0.25
 
 
 def pools(chunks: tuple[int, ...], *, slow_share: float = 1.0, auto: bool = True) -> tuple[Lane, ...]:
@@ -120,12 +122,12 @@ WORKLOADS = {
         Workload(
             "noop", "no-op, over integers", "noop", 200_000, 4_000,
             (*pools((200, 1000, 5000), slow_share=0.25), ours("ours", "batchrun")),
-            (Goal("ours", BEST, 1.3), Goal("ours", "pool-1", 100)),
+            (Goal("ours", BEST, 1.3), Goal("ours", "pool-1", 100)), search_share=1.0,
         ),
         Workload(
             "1kib", "1 KiB each way", "echo", 40_000, 1_000,
             (*pools((20, 100, 500), slow_share=0.5), ours("ours", "batchrun", results=True)),
-            (Goal("ours", BEST, 4),),
+            (Goal("ours", BEST, 4),), search_share=1.0,
         ),
         Workload(
             "orm-read", "ORM read by key, a Session an item", "orm_read", 6_000, 200,

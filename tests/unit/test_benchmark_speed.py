@@ -21,6 +21,7 @@ from benchmarks.speed.table import as_data, as_markdown, as_text, read_outcomes
 from benchmarks.speed.trial import Measured, Reading, Trial, arrive, read_now
 from benchmarks.speed.work import is_slow
 from benchmarks.speed.workloads import BEST, WORKLOADS, Goal, Lane, Limit, Workload
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 LANES = (
@@ -160,15 +161,20 @@ def test_what_was_written_as_json_is_read_again_and_a_later_file_replaces_an_ear
 
 # ----------------------------------------------------------------------------------------- the clock and the relay
 def test_the_clock_starts_when_the_last_worker_has_come(tmp_path: Path) -> None:
-    first = threading.Thread(target=arrive, args=(str(tmp_path), 2, os.getsid(0), 0))
-    first.start()
-    assert not (tmp_path / "go").exists()
-    (tmp_path / "worker-of-another-process").touch()
-    first.join(10.0)
-    reading = Reading(**json.loads((tmp_path / "go").read_text()))
-    assert reading.server_s is None
+    arrival = f"from benchmarks.speed.trial import arrive; arrive({str(tmp_path)!r}, 2, {os.getsid(0)}, 0)"
+    with subprocess.Popen([sys.executable, "-c", arrival], cwd=ROOT) as first:
+        wait_until(lambda: bool(arrivals_in(tmp_path)), 30.0, what="the first worker is there")
+        assert not (tmp_path / "go").exists()
+        arrive(str(tmp_path), 2, os.getsid(0), 0)
+        assert first.wait(30.0) == 0
+    reading = (tmp_path / "go").read_text()
+    assert Reading(**json.loads(reading)).server_s is None
     arrive(str(tmp_path), 2, os.getsid(0), 0)
-    assert Reading(**json.loads((tmp_path / "go").read_text())) == reading
+    assert (tmp_path / "go").read_text() == reading
+
+
+def arrivals_in(folder: Path) -> list[Path]:
+    return list(folder.glob("worker-*"))
 
 
 def test_cpu_time_of_children_that_have_ended_is_counted() -> None:
