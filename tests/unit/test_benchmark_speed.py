@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.speed.bare import script
 from benchmarks.speed.driver import Bench, Outcome
-from benchmarks.speed.figures import Spread, best_peer, per_item_us, ratio, verdicts, with_next_ms
+from benchmarks.speed.figures import Spread, best_peer, cpu_ratio, per_item_us, ratio, verdicts, with_next_ms
 from benchmarks.speed.relay import Relay
 from benchmarks.speed.table import as_data, as_markdown, as_text, read_outcomes
 from benchmarks.speed.trial import Measured, Reading, Trial, arrive, read_now
@@ -66,6 +66,13 @@ def test_a_ratio_is_taken_within_each_round() -> None:
 def test_cpu_an_item_is_in_microseconds_and_not_known_where_it_was_not_read() -> None:
     assert per_item_us(rounds(100, 200, 400), "client_s") == pytest.approx(2500)
     assert per_item_us(rounds(100), "server_s") is None
+
+
+def test_half_the_cpu_time_is_twice_as_good_and_counts_the_server() -> None:
+    measured = {"pool": [Measured(100, 1.0, 0.6, 0.2)], "ours": [Measured(100, 9.0, 0.1, 0.3)], "noop": rounds(100)}
+    assert cpu_ratio(measured, "ours", "pool") == pytest.approx(2.0)
+    assert cpu_ratio(measured, "noop", "pool") == pytest.approx(1.6)
+    assert cpu_ratio(measured, "nobody", "pool") is None
 
 
 @pytest.mark.parametrize(
