@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import time
 from collections import deque
 from multiprocessing.connection import Connection
 from typing import Any
@@ -18,6 +19,7 @@ from batchrun.execution.orders import Message
 _HEADER = struct.Struct("!i")
 _LONG_HEADER = struct.Struct("!Q")
 _READ_SIZE = 1 << 18
+LAST_WORDS_S = 1.0
 
 
 class Channel:
@@ -79,13 +81,12 @@ class Channel:
         return bool(data)
 
     def read_to_the_end(self) -> None:
-        """Take a dead worker's last words. What else holds the pipe open cannot make us wait."""
-        while self._read_more():
+        """Take a dying worker's last words. It may live a moment longer than what told of its end: so does one whose fork
+        server was killed. Another process that holds the pipe open, which a task forked, is not waited for.
+        """
+        until = time.monotonic() + LAST_WORDS_S
+        while self._connection.poll(max(0.0, until - time.monotonic())) and self.read():
             continue
-
-    def _read_more(self) -> bool:
-        before = len(self._inbox), len(self.heard)
-        return self.read() and before != (len(self._inbox), len(self.heard))
 
     def _cut(self) -> None:
         """Take whole messages off the front of the inbox."""

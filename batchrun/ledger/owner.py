@@ -261,9 +261,12 @@ class Owner:
         cut_off: the state of items that were under way outside the database: "unknown", or "retry" where the job
         says that it is idempotent.
         """
-        chunk, item = self.tables.chunk, self.tables.item
+        chunk, item, payload = self.tables.chunk, self.tables.item, self.tables.payload
+        # Only an open chunk has its items still. There are a handful of these, and of chunks perhaps a million.
+        has_items = chunk.c.no.in_(select(payload.c.no).where(payload.c.run == self.run))
+        left = (chunk.c.run == self.run, has_items, chunk.c.open)
         with self.writing() as connection:
-            connection.execute(update(chunk).where(chunk.c.run == self.run, chunk.c.open).values(epoch=self.epoch))
+            connection.execute(update(chunk).where(*left).values(epoch=self.epoch))
             connection.execute(update(item).where(item.c.run == self.run, item.c.state == "retry").values(epoch=self.epoch))
             connection.execute(
                 update(item)
@@ -271,9 +274,7 @@ class Owner:
                 .values(epoch=self.epoch, **_cut_off(cut_off))
             )
             rows = connection.execute(
-                select(chunk.c.no, chunk.c.pos, chunk.c.size, chunk.c.deaths)
-                .where(chunk.c.run == self.run, chunk.c.open)
-                .order_by(chunk.c.no)
+                select(chunk.c.no, chunk.c.pos, chunk.c.size, chunk.c.deaths).where(*left).order_by(chunk.c.no)
             ).all()
         return [OpenChunk(row.no, row.pos, row.size, row.deaths) for row in rows]
 

@@ -143,6 +143,19 @@ def test_a_dead_workers_last_words_are_read_to_the_end(pipe: tuple[Channel, Conn
     assert not channel.read()
 
 
+def test_what_a_dying_worker_says_a_moment_later_is_heard_as_well(pipe: tuple[Channel, Connection]) -> None:
+    """Its fork server was killed, which looks like its own end, and it dies next."""
+    channel, theirs = pipe
+
+    def dies() -> None:
+        theirs.send(Ended(1, 0.0))
+        theirs.close()
+
+    threading.Timer(0.1, dies).start()
+    channel.read_to_the_end()
+    assert [message for message, _ in channel.heard] == [Ended(1, 0.0)]
+
+
 def test_a_pipe_that_somebody_else_keeps_open_has_an_end_all_the_same(pipe: tuple[Channel, Connection]) -> None:
     """A process that a task forked has the worker's end too, and lives on."""
     channel, theirs = pipe
