@@ -44,15 +44,15 @@ class Mode:
 
 
 MODES = {
-    "item": Mode(writing, {}, "write", 0.96),
-    "item, with a time limit": Mode(writing, {"timeout": 60.0}, "write", 0.97),
-    "anonymous": Mode(writing, {"named": False}, "write", 0.96),
+    "item": Mode(writing, {}, "write", 0.98),
+    "item, with a time limit": Mode(writing, {"timeout": 60.0}, "write", 0.99),
+    "anonymous": Mode(writing, {"named": False}, "write", 0.98),
     "chunk": Mode(writing, {"transaction": "chunk"}, "write", 0.93),
     "batched": Mode(in_bulk, {"batched": True}, "write", 0.05),
     "read": Mode(reading, {}, "read", 1.05),
     "anonymous read": Mode(reading, {"named": False}, "read", 1.05),
-    "read_only": Mode(reading, {"read_only": True}, "read", 0.94),
-    "anonymous read_only": Mode(reading, {"read_only": True, "named": False}, "read", 0.94),
+    "read_only": Mode(reading, {"read_only": True}, "read", 0.96),
+    "anonymous read_only": Mode(reading, {"read_only": True, "named": False}, "read", 0.96),
     "driver": Mode(by_driver, {}, "driver", 0.85),
 }
 PEERS = {"write": (writing, True), "read": (reading, False), "driver": (by_driver, True)}

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from batchrun import Context, ItemTimeout, Outcome, Retry, Skip, iter_parallel, job, run_parallel
 from batchrun.errors import ConfigError, JobError
 from tests.support.effects import effect, effects, make, once, rows, scalar
+from tests.support.waiting import wait_until
 
 # ------------------------------------------------------------------------------------------------------ time limits
 
@@ -469,6 +470,20 @@ def test_threads_multiply_the_throughput_of_a_task_that_waits(pg_url: str) -> No
 
     assert took(1) / took(8) > 2.5
     assert effects(pg_url) == Counter({str(n): 2 for n in range(200)})  # two runs
+
+
+def test_as_many_items_run_at_once_as_workers_have_threads(pg_url: str, tmp_path: Path) -> None:
+    """Each of the first waits until all are there: one worker's idle thread, and none would ever go on."""
+    make(pg_url)
+
+    def task(session: Session, item: int) -> None:
+        effect(session, item)
+        (tmp_path / f"{os.getpid()}-{threading.get_ident()}").touch()
+        wait_until(lambda: len(list(tmp_path.iterdir())) >= 12, 30.0)
+
+    assert run_parallel(task, range(100), pg_url, workers=3, threads=4, name="at once").done == 100
+    assert len(list(tmp_path.iterdir())) == 12
+    assert effects(pg_url) == once(range(100))
 
 
 @pytest.mark.parametrize("mode", [{}, {"transaction": "chunk"}, {"batched": True}])
