@@ -65,10 +65,36 @@ def has_fork_server() -> bool:
     return "forkserver" in multiprocessing.get_all_start_methods()
 
 
+@dataclass(slots=True)
+class _Served:
+    """What the fork server has that was started for us: its process, and the modules."""
+
+    pid: int | None = None
+    modules: frozenset[str] = frozenset()
+
+
+_wanted: set[str] = set()
+_served = _Served()
+
+
 def choose(modules: Sequence[str]) -> None:
-    """Say what a new interpreter imports beside what every worker needs. A missing one is passed over."""
-    if has_fork_server():
-        multiprocessing.set_forkserver_preload([*MODULES, *modules])
+    """Say what a new interpreter imports beside what every worker needs. A missing one is passed over.
+
+    A server of ours that lacks some of it, since another run's database needed another driver, is ended if it has nobody:
+    else each worker would import that anew, which takes longer than all the rest of its start.
+    """
+    if not has_fork_server():
+        return
+    _wanted.update(MODULES, modules)
+    is_ours = _served.pid is not None and _any_server._forkserver_pid == _served.pid
+    if is_ours and not _wanted <= _served.modules and not multiprocessing.active_children():
+        end()
+    multiprocessing.set_forkserver_preload(sorted(_wanted))
+
+
+def started(pid: int) -> None:
+    """A launch of ours has started this fork server."""
+    _served.pid, _served.modules = pid, frozenset(_wanted)
 
 
 def fork_server_from_here(modules: Sequence[str], before: Open) -> bool:
@@ -156,7 +182,10 @@ def _let_go_of_descriptors(kept: set[int]) -> None:
 
 
 def end() -> None:
-    """End a fork server that was forked from here, before this process ends: its last moment would hold our stderr."""
+    """End the fork server, which has nobody any more. The next start finds it dead, and makes another one.
+
+    The command calls it at its own end: the last moment of a copy would hold our stderr.
+    """
     if _any_server._forkserver_pid is not None:
         with contextlib.suppress(OSError):
             os.kill(_any_server._forkserver_pid, signal.SIGKILL)

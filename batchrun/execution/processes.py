@@ -107,8 +107,11 @@ class Launcher:
             name=f"batchrun-{number}",
             daemon=False,
         )
+        before = _fork_server()
         _STARTER.call(functools.partial(_start, made))
-        server = getattr(forkserver._forkserver, "_forkserver_pid", None) if method == "forkserver" else None
+        server = _fork_server() if method == "forkserver" else None
+        if server is not None and server != before:
+            preloading.started(server)
         return Process(made, server)
 
     def _method_now(self) -> str:
@@ -116,6 +119,10 @@ class Launcher:
         another thread writes, waits for ever for locks that nobody will let go.
         """
         return default_start_method() if self.method == "fork" and self._may_use_sqlite and _has_other_threads() else self.method
+
+
+def _fork_server() -> int | None:
+    return getattr(forkserver._forkserver, "_forkserver_pid", None)
 
 
 def _has_other_threads() -> bool:

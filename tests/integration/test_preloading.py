@@ -21,6 +21,7 @@ from sqlalchemy import create_engine
 from batchrun.cli.output import LineStream
 from batchrun.execution import worker
 from batchrun.execution.preloading import TITLES
+from tests.support import scripts
 from tests.support.databases import engine_for
 from tests.support.waiting import wait_until
 
@@ -275,3 +276,26 @@ def test_a_url_names_the_modules_of_its_driver() -> None:
     assert "psycopg" in drivers_of([spec_of("postgresql+psycopg://h/d")])
     made = drivers_of([spec_of(lambda: create_engine("sqlite://"))])
     assert {"sqlalchemy.dialects.sqlite", "psycopg2.extras", "psycopg"} <= set(made)
+
+
+ANOTHER_DRIVER = """
+import sys
+from multiprocessing import forkserver
+from batchrun import run_parallel
+
+def server_of_a_run(*database):
+    task = (lambda session, item: None) if database else abs
+    assert run_parallel(task, [1, 2], *database, workers=1, progress=False).ok
+    return forkserver._forkserver._forkserver_pid
+
+url = sys.argv[1]
+third = url.replace("postgresql:", "postgresql+psycopg:", 1)
+first, again, other, back, none = map(lambda given: server_of_a_run(*given), [(url,), (url,), (third,), (url,), ()])
+print(first == again, first == other, other == back == none)
+"""
+
+
+def test_a_fork_server_that_lacks_the_driver_of_a_run_is_replaced_once(tmp_path: Path, pg_url: str) -> None:
+    """Else each worker of that run would import the driver for itself."""
+    code, out, err = scripts.run(tmp_path, ANOTHER_DRIVER, pg_url)
+    assert (code, out.split()) == (0, ["True", "False", "True"]), err
