@@ -19,9 +19,11 @@ from typing import Any
 from benchmarks.pages import put
 from benchmarks.speed.driver import ROOT, Bench, Outcome, missing
 from benchmarks.speed.peers import PEERS
-from benchmarks.speed.plots import make
+from benchmarks.speed.plots import BY_ROUND_TRIP, BY_WORKERS, make
 from benchmarks.speed.table import as_data, as_markdown, as_text, facts_line, facts_of, read_outcomes
 from benchmarks.speed.workloads import WORKLOADS
+
+PICTURES = f"![Throughput against workers]({BY_WORKERS})\n\n![Throughput against the network's round trip]({BY_ROUND_TRIP})\n"
 
 
 def arguments() -> argparse.Namespace:
@@ -30,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peers", default=",".join(PEERS), help="some of %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="processes of everybody (default: %(default)s)")
+    parser.add_argument("--share", type=float, default=1.0, help="of each workload's items (default: all)")
     parser.add_argument("--quick", action="store_true", help="few items, one round, no search: does it work?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number there as well")
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/benchmarks.md")
@@ -57,16 +60,32 @@ def main() -> None:
         return
     absent = missing(given.peers)
     peers = [peer for peer in given.peers if peer not in absent]
-    bench = Bench(given.workers, given.rounds, peers, given.quick)
+    bench = Bench(given.workers, given.rounds, peers, given.quick, given.share)
     with contextlib.closing(bench):
         if given.plots:
             plot(given, bench)
             return
-        outcomes = [bench.run(WORKLOADS[key]) for key in given.only]
+        outcomes, was_stopped = carry_out(given, bench)
     facts = facts_of(peers, given.workers, given.rounds)
     report(given, outcomes, facts, list(absent.values()))
+    if was_stopped:
+        sys.exit("Stopped: the tables are of what was measured until then.")
     if any(outcome.troubles for outcome in outcomes):
         sys.exit(1)
+
+
+def carry_out(given: argparse.Namespace, bench: Bench) -> tuple[list[Outcome], bool]:
+    """Every workload that is asked for, or as far as it came when it was stopped; --json is written after each."""
+    outcomes: list[Outcome] = []
+    try:
+        for key in given.only:
+            outcomes.append(Outcome(WORKLOADS[key]))
+            bench.run(outcomes[-1])
+            facts = facts_of(bench.peers, given.workers, given.rounds)
+            write(given.json, json.dumps(as_data(outcomes, facts), indent=1) + "\n")
+    except KeyboardInterrupt:
+        return outcomes, True
+    return outcomes, False
 
 
 def plot(given: argparse.Namespace, bench: Bench) -> None:
@@ -76,7 +95,7 @@ def plot(given: argparse.Namespace, bench: Bench) -> None:
     print(facts_line(facts))
     write(given.json, json.dumps({"schema": 1, "facts": facts, "plots": points}, indent=1) + "\n")
     if given.docs:
-        put(ROOT / "docs" / "benchmarks.md", "plots", f"{facts_line(facts)}.\n")
+        put(ROOT / "docs" / "benchmarks.md", "plots", f"{PICTURES}\n{facts_line(facts)}.\n")
 
 
 def report(given: argparse.Namespace, outcomes: Sequence[Outcome], facts: dict[str, Any], absent: Sequence[str]) -> None:

@@ -54,18 +54,19 @@ class Outcome:
 
 @dataclass
 class Bench:
-    """What all workloads share. say: takes lines about what is going on."""
+    """What all workloads share. share: of each workload's items. say: takes lines about what is going on."""
 
     workers: int
     rounds: int
     peers: Sequence[str]
     is_quick: bool = False
+    share: float = 1.0
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------------- a workload
-    def run(self, workload: Workload) -> Outcome:
-        """Measure every lane of a workload; a lane that fails once is left out of the rounds after."""
-        outcome = Outcome(workload)
+    def run(self, outcome: Outcome) -> None:
+        """Measure every lane of the outcome's workload; a lane that fails once is left out of the rounds after."""
+        workload = outcome.workload
         lanes = [lane for lane in workload.lanes if lane.peer in self.peers]
         for lane in lanes:
             with self._noting(outcome, lane):
@@ -80,7 +81,6 @@ class Bench:
                 outcome.rounds[lane.key] = with_next_ms(outcome.rounds.get(lane.key, []), alone, FURTHER)
         if workload.round_trips:
             self._count_round_trips(outcome, lanes)
-        return outcome
 
     @contextlib.contextmanager
     def _noting(self, outcome: Outcome, lane: Lane) -> Iterator[None]:
@@ -175,7 +175,7 @@ class Bench:
 
     def items_of(self, workload: Workload, lane: Lane, share: float) -> int:
         """How many items a lane gets: a whole number for each worker."""
-        items = int((workload.quick if self.is_quick else workload.items) * lane.share * share)
+        items = int((workload.quick if self.is_quick else workload.items * self.share) * lane.share * share)
         workers = self.workers_of(workload, lane)
         return max(items // workers, 1) * workers
 

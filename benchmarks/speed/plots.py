@@ -12,6 +12,7 @@ from benchmarks.speed.driver import Bench
 from benchmarks.speed.figures import Spread
 from benchmarks.speed.workloads import WORKLOADS, Lane, Workload, ours
 
+BY_WORKERS, BY_ROUND_TRIP = "benchmarks-workers.svg", "benchmarks-round-trip.svg"
 WORKERS = (1, 2, 4, 8)
 ROUND_TRIPS_MS = (0.0, 0.5, 1.0, 2.0, 5.0)
 LANES = (
@@ -34,12 +35,12 @@ class Point:
 
 
 def against_workers(bench: Bench) -> list[Point]:
-    base = replace(WORKLOADS["orm-write"], items=2_000)
+    base = replace(WORKLOADS["orm-write"], items=int(4_000 * bench.share))
     return _points(bench, [(float(count), replace(base, workers=count)) for count in WORKERS])
 
 
 def against_round_trips(bench: Bench) -> list[Point]:
-    base = replace(WORKLOADS["orm-write"], items=1_000)
+    base = replace(WORKLOADS["orm-write"], items=int(1_000 * bench.share))
     return _points(bench, [(delay, replace(base, round_trip_ms=delay)) for delay in ROUND_TRIPS_MS])
 
 
@@ -89,8 +90,8 @@ def make(bench: Bench, folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Measure and draw both. Returns the points as data."""
     import_module("matplotlib")  # before half an hour of measuring, not after
     by_workers, by_round_trips = against_workers(bench), against_round_trips(bench)
-    draw(by_workers, "workers", folder / "benchmarks-workers.svg")
-    draw(by_round_trips, "round trip of the network, ms", folder / "benchmarks-round-trip.svg")
+    draw(by_workers, "workers", folder / BY_WORKERS)
+    draw(by_round_trips, "round trip of the network, ms", folder / BY_ROUND_TRIP)
     return {
         "workers": [asdict(point) for point in by_workers],
         "round_trip_ms": [asdict(point) for point in by_round_trips],

@@ -130,12 +130,12 @@ WORKLOADS = {
             (Goal("ours", BEST, 4),), search_share=1.0,
         ),
         Workload(
-            "orm-read", "ORM read by key, a Session an item", "orm_read", 6_000, 200,
+            "orm-read", "ORM read by key, a Session an item", "orm_read", 12_000, 200,
             (*pools(ORM_CHUNKS), ours("ours", "batchrun"), ours("ours-read-only", "batchrun, read_only=True", read_only=True)),
             (Goal("ours", BEST, 1.0, 1.1), Goal("ours-read-only", BEST, 1.25)), round_trips=True,
         ),
         Workload(
-            "orm-write", "ORM read and update, a commit an item", "orm_write", 3_000, 200,
+            "orm-write", "ORM read and update, a commit an item", "orm_write", 6_000, 200,
             (
                 *pools(ORM_CHUNKS),
                 ours("ours", "batchrun, anonymous"),
@@ -151,7 +151,7 @@ WORKLOADS = {
             ), lean=("ours-named",), round_trips=True,
         ),
         Workload(
-            "driver", "driver-level task, no ORM", "driver_write", 6_000, 200,
+            "driver", "driver-level task, no ORM", "driver_write", 12_000, 200,
             (
                 Lane("pool-1", "pool", "mp.Pool, chunk 1", options={"chunk": 1}),
                 Lane("pool", "pool", search=tuple({"chunk": chunk} for chunk in ORM_CHUNKS), is_peer=True),
@@ -221,7 +221,7 @@ WORKLOADS = {
             figures=(("rate", "items/s"), ("idle_s", "first worker idle at the end, s")), workers=4,
         ),
         Workload(
-            "queues", "ORM read and update, a commit an item: queues", "orm_write", 2_000, 100,
+            "queues", "ORM read and update, a commit an item: queues", "orm_write", 3_000, 100,
             (
                 Lane("pool-1", "pool", "mp.Pool, chunk 1", options={"chunk": 1}),
                 Lane("dask-50", "dask", "Dask, batches by hand", options={"chunk": 50}),
