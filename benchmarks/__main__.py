@@ -66,7 +66,7 @@ def main() -> None:
             plot(given, bench)
             return
         outcomes, was_stopped = carry_out(given, bench)
-    facts = facts_of(peers, given.workers, given.rounds)
+    facts = facts_of(peers, given.workers, given.rounds, given.share)
     report(given, outcomes, facts, list(absent.values()))
     if was_stopped:
         sys.exit("Stopped: the tables are of what was measured until then.")
@@ -81,7 +81,7 @@ def carry_out(given: argparse.Namespace, bench: Bench) -> tuple[list[Outcome], b
         for key in given.only:
             outcomes.append(Outcome(WORKLOADS[key]))
             bench.run(outcomes[-1])
-            facts = facts_of(bench.peers, given.workers, given.rounds)
+            facts = facts_of(bench.peers, given.workers, given.rounds, given.share)
             write(given.json, json.dumps(as_data(outcomes, facts), indent=1) + "\n")
     except KeyboardInterrupt:
         return outcomes, True
@@ -91,7 +91,7 @@ def carry_out(given: argparse.Namespace, bench: Bench) -> tuple[list[Outcome], b
 def plot(given: argparse.Namespace, bench: Bench) -> None:
     """Measure and draw, and put what the plots were made with under them."""
     points = make(bench, given.plots)
-    facts = facts_of(["pool", "batchrun"], given.workers, given.rounds)
+    facts = facts_of(["pool", "batchrun"], given.workers, given.rounds, given.share)
     print(facts_line(facts))
     write(given.json, json.dumps({"schema": 1, "facts": facts, "plots": points}, indent=1) + "\n")
     if given.docs:

@@ -175,7 +175,7 @@ def read_outcomes(files: Sequence[Path]) -> tuple[list[Outcome], dict[str, Any]]
     return [found[key] for key in WORKLOADS if key in found], facts
 
 
-def facts_of(peers: Sequence[str], workers: int, rounds: int) -> dict[str, Any]:
+def facts_of(peers: Sequence[str], workers: int, rounds: int, share: float = 1.0) -> dict[str, Any]:
     """Versions of everything, the machine, the commit and the time."""
     packages = [*PACKAGES, *(PEERS[peer].package for peer in peers if PEERS[peer].package)]
     return {
@@ -188,6 +188,7 @@ def facts_of(peers: Sequence[str], workers: int, rounds: int) -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "workers": workers,
         "rounds": rounds,
+        "share": share,
     }
 
 
@@ -205,7 +206,8 @@ def commit() -> str:
 def facts_line(facts: dict[str, Any]) -> str:
     """The facts as one sentence."""
     packages = ", ".join(f"{package} {version}" for package, version in facts["packages"].items())
+    part = "" if facts["share"] == 1 else f", {facts['share']:g} of the items"
     return (
         f"Python {facts['python']}, {packages}, {facts['system']}, {facts['cores']} cores (load {facts['load'][0]} at the end); "
-        f"{facts['workers']} workers, {facts['rounds']} rounds; commit {facts['commit']}, {facts['at']}"
+        f"{facts['workers']} workers, {facts['rounds']} rounds{part}; commit {facts['commit']}, {facts['at']}"
     )
