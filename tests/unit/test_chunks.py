@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from batchrun.chunks import MAX_BYTES, MAX_ITEMS, MAX_ITEMS_WITHOUT_DATABASE, TARGET_S, ChunkSizer
+from batchrun.chunks import (
+    MAX_BYTES,
+    MAX_BYTES_WITHOUT_DATABASE,
+    MAX_ITEMS,
+    MAX_ITEMS_WITHOUT_DATABASE,
+    TARGET_S,
+    ChunkSizer,
+)
 
 DISPATCH_S = 0.0002
 FAST_S, SLOW_S = 0.001, 1.0
@@ -166,13 +173,20 @@ def test_chunks_shrink_at_once_when_items_become_slow() -> None:
     assert sizer.size(None) <= 200
 
 
-@pytest.mark.parametrize(("size_bytes", "most"), [(1024, 1024), (1_000_000, 1), (50_000_000, 1)])
-def test_a_chunk_weighs_a_mebibyte_at_most_or_is_a_single_item(size_bytes: int, most: int) -> None:
-    sizer = ChunkSizer(2, has_database=False)
+@pytest.mark.parametrize(
+    ("has_database", "size_bytes", "most"),
+    [
+        (False, 1024, MAX_BYTES_WITHOUT_DATABASE // 1024),
+        (True, 2048, MAX_BYTES // 2048),
+        (False, 1_000_000, 1),
+        (True, 1_000_000, 1),
+        (True, 50_000_000, 1),
+    ],
+)
+def test_a_chunk_weighs_no_more_than_it_may_or_is_a_single_item(has_database: bool, size_bytes: int, most: int) -> None:
+    sizer = ChunkSizer(2, has_database=has_database)
     sizer.weigh(1, size_bytes)
-    sizes = grown(sizer, 0.2e-6, 10)
-    assert max(sizes) == most
-    assert max(sizes) == 1 or max(sizes) * size_bytes <= MAX_BYTES
+    assert max(grown(sizer, 0.2e-6, 60)) == most
 
 
 def test_quick_items_get_no_tiny_chunks_at_the_end() -> None:

@@ -151,8 +151,10 @@ def test_what_a_dying_worker_says_a_moment_later_is_heard_as_well(pipe: tuple[Ch
         theirs.send(Ended(1, 0.0))
         theirs.close()
 
-    threading.Timer(0.1, dies).start()
+    worker = threading.Timer(0.1, dies)
+    worker.start()
     channel.read_to_the_end()
+    worker.join()
     assert [message for message, _ in channel.heard] == [Ended(1, 0.0)]
 
 
