@@ -67,6 +67,11 @@ class ChunkSizer:
             size = min(size, self._near_the_end(remaining))
         return size
 
+    @property
+    def chunk_s(self) -> float:
+        """What a chunk takes just now, in seconds; 0 where nobody knows."""
+        return self._size * (self._per_item_s or 0.0)
+
     def _near_the_end(self, remaining: int) -> int:
         """So small that all workers end together; one by one where a slow item among quick ones would keep a whole chunk."""
         left_s = remaining * (self._per_item_s or 0.0) * 2 / self._lanes

@@ -40,6 +40,11 @@ from batchrun.settling import Settling
 
 WAIT_S = 0.1
 BUSY_WAIT_S = 0.005
+NAP_S = 0.01
+"""While every worker has a further chunk waiting, nothing is urgent: messages gather for so long at most, since waking up for
+each costs more than reading ten."""
+NAP_SHARE = 0.05
+"""Of what a chunk takes: the one that waits at a worker must outlast the nap by far."""
 CHECKPOINT_S = 1.0
 MOST_WAITING = 10_000
 """Items that wait for a retry before cutting pauses, so that the parent's memory stays flat."""
@@ -200,6 +205,8 @@ class Runner:
     # Listen: the only place that waits.
 
     def _listen(self) -> None:
+        if nap_s := self._nap_s():
+            time.sleep(nap_s)
         for happened in self._executor.wait(self._patience()):
             if isinstance(happened, Died):
                 self._in_flight -= len(happened.running) + len(happened.waiting) + len(happened.queued)
@@ -210,6 +217,10 @@ class Runner:
             else:
                 self._hear(happened)
         self._kill_overdue()
+
+    def _nap_s(self) -> float:
+        is_fed = self._stopping_since is None and not self._burials.pending and self._executor.room() == 0
+        return min(NAP_S, self._sizer.chunk_s * NAP_SHARE) if is_fed and self._plan.workers else 0.0
 
     def _patience(self) -> float:
         if self._burials.pending or self._uncut or self._owed:
