@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +26,8 @@ _MEMORY_FREE = 2 * 1024**3
 
 def pytest_configure(config: pytest.Config) -> None:
     leaks.mark()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background so, and programs inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program of the tests would compile batchrun: 0.3 s, hundreds of times
     if not hasattr(config, "workerinput") and _is_memory(_MEMORY):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))  # so that no commit of SQLite waits for a disk
