@@ -26,7 +26,7 @@ _MEMORY_FREE = 2 * 1024**3
 
 def pytest_configure(config: pytest.Config) -> None:
     leaks.mark()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in the background so, and programs inherit it
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each program of the tests would compile batchrun: 0.3 s, hundreds of times
     if not hasattr(config, "workerinput") and _is_memory(_MEMORY):
