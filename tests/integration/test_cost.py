@@ -134,7 +134,7 @@ class Costs(NamedTuple):
     plain: dict[str, Cost]
 
 
-@pytest.fixture(scope="module", params=["psycopg2", "psycopg"])
+@pytest.fixture
 def costs(request: pytest.FixtureRequest, clones: Clones) -> Iterator[Costs]:
     """Nothing here may depend on the time: no report is sent because some is over, and no garbage is collected."""
     with clones.clone() as name, pytest.MonkeyPatch.context() as patch:
@@ -153,13 +153,24 @@ def costs(request: pytest.FixtureRequest, clones: Clones) -> Iterator[Costs]:
             gc.enable()
 
 
-def test_no_item_costs_more_round_trips_than_with_a_plain_session(costs: Costs) -> None:
+@pytest.mark.parametrize("costs", ["psycopg2", "psycopg"], indirect=True)
+def test_no_item_costs_more_than_it_did(costs: Costs) -> None:
+    """One test, since what is measured is dear, and tests of one module run in several processes."""
+    check_round_trips(costs)
+    check_own_calls(costs)
+    for mode in MODES:
+        check_share(costs, mode)
+
+
+def check_round_trips(costs: Costs) -> None:
+    """No more than with a plain Session."""
     found = {mode: cost.round_trips for mode, cost in costs.ours.items()}
     assert found == ROUND_TRIPS, "The round trips of an item have changed, see the head of this file."
     assert [mode for mode, how in MODES.items() if found[mode] > costs.plain[how.peer].round_trips] == []
 
 
-def test_no_item_costs_more_calls_than_it_did(costs: Costs) -> None:
+def check_own_calls(costs: Costs) -> None:
+    """Exactly as many as they were."""
     found = {mode: cost.own for mode, cost in costs.ours.items()}
     changed = [f"  {mode}: from {OWN_CALLS[mode]} to {found[mode]:g}" for mode in MODES if found[mode] != OWN_CALLS[mode]]
     assert not changed, (
@@ -168,8 +179,8 @@ def test_no_item_costs_more_calls_than_it_did(costs: Costs) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_an_item_costs_no_more_calls_in_all_than_its_share_of_a_plain_sessions(costs: Costs, mode: str) -> None:
+def check_share(costs: Costs, mode: str) -> None:
+    """In all no more than a share of a plain Session's calls."""
     found, plain, share = costs.ours[mode].every, costs.plain[MODES[mode].peer].every, MODES[mode].most_of_peer
     assert found <= share * plain, (
         f"{mode}: an item takes {found:g} calls, batchrun's, SQLAlchemy's and the driver's; with a plain Session {plain:g}, of "

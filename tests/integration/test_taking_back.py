@@ -6,6 +6,7 @@ The slow items end only when all others have: where nothing were taken back, the
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def test_orders_that_are_taken_back_all_the_time_run_once(tmp_path: Path, monkey
     def task(item: int) -> int:
         with log.open("a") as file:
             file.write(f"{item}\n")
+        time.sleep(0.002)  # work: so much that something waits at a worker when the other gets more
         if item % 40 == 0 and once(tmp_path, item):
             os._exit(1)
         return item
