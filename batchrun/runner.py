@@ -42,7 +42,7 @@ WAIT_S = 0.1
 BUSY_WAIT_S = 0.005
 NAP_S = 0.01
 """While every worker has a further chunk waiting, nothing is urgent: messages gather for so long at most, since waking up for
-each costs more than reading ten."""
+each took most of the parent's time."""
 NAP_SHARE = 0.05
 """Of what a chunk takes: the one that waits at a worker must outlast the nap by far."""
 CHECKPOINT_S = 1.0

@@ -186,7 +186,8 @@ def end() -> None:
 
     The command calls it at its own end: the last moment of a copy would hold our stderr.
     """
-    if _any_server._forkserver_pid is not None:
+    can_wait = hasattr(os, "waitid")  # not on macOS before Python 3.13; there a server simply stays
+    if can_wait and _any_server._forkserver_pid is not None:
         with contextlib.suppress(OSError):
             os.kill(_any_server._forkserver_pid, signal.SIGKILL)
             os.waitid(os.P_PID, _any_server._forkserver_pid, os.WEXITED | os.WNOWAIT)

@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from batchrun.cli.output import LineStream
-from batchrun.execution import worker
+from batchrun.execution import preloading, worker
 from batchrun.execution.preloading import TITLES
 from tests.support import scripts
 from tests.support.databases import engine_for
@@ -276,6 +276,16 @@ def test_a_url_names_the_modules_of_its_driver() -> None:
     assert "psycopg" in drivers_of([spec_of("postgresql+psycopg://h/d")])
     made = drivers_of([spec_of(lambda: create_engine("sqlite://"))])
     assert {"sqlalchemy.dialects.sqlite", "psycopg2.extras", "psycopg"} <= set(made)
+
+
+def test_where_a_process_cannot_be_waited_for_without_reaping_it_the_server_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS before Python 3.13: multiprocessing itself wants to find it dead."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: killed.append(pid))
+    monkeypatch.setattr(preloading._any_server, "_forkserver_pid", os.getpid())
+    monkeypatch.delattr(os, "waitid")
+    preloading.end()
+    assert killed == []
 
 
 ANOTHER_DRIVER = """
