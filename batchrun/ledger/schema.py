@@ -4,6 +4,9 @@
     batchrun_chunk     one row a chunk; ``pos`` = how many of its items are settled: lock, cursor and proof in one
     batchrun_payload   the items of an open chunk, apart: a mark that rewrites a row with its items inline costs
     batchrun_item      only items that went wrong, so that they can be retried from the ledger alone
+    batchrun_request   what people ask of a run from elsewhere: to pause, to cancel, another speed; its owner only reads it
+    batchrun_insight   where a run's time went, one text a run
+    batchrun_schedule  when each scheduled job was last started, and who leads the loop that starts them
     batchrun_meta      the layout's version
 
 Everything is TEXT or a number: json and jsonb refuse NaN, NUL and lone surrogates.
@@ -37,29 +40,41 @@ from sqlalchemy.schema import CreateSchema, CreateTable
 from batchrun.database.failures import message_of, sqlstate_of
 from batchrun.errors import ConfigError, DatabaseError
 
-LAYOUT = 1
+LAYOUT = 2
 """The version of this layout; a ledger of a newer one is refused, nothing changed."""
 
 TABLE_PREFIX = "batchrun_"
+_NAMES = ("run", "chunk", "payload", "item", "request", "insight", "schedule", "meta")
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """The five tables, in one schema or in the default one."""
+    """The eight tables, in one schema or in the default one."""
 
     metadata: MetaData
     run: Table
     chunk: Table
     payload: Table
     item: Table
+    request: Table
+    insight: Table
+    schedule: Table
     meta: Table
     schema: str | None
+
+    @property
+    def added(self) -> tuple[Table, ...]:
+        """What layout 2 has more than layout 1."""
+        return self.request, self.insight, self.schedule
 
 
 def tables(schema: str | None = None) -> Tables:
     """Describe the tables. ``schema``: None = the connection's default schema."""
     metadata = MetaData(schema=schema)
-    return Tables(metadata, _run(metadata), _chunk(metadata), _payload(metadata), _item(metadata), _meta(metadata), schema)
+    return Tables(
+        metadata, _run(metadata), _chunk(metadata), _payload(metadata), _item(metadata), _request(metadata), _insight(metadata),
+        _schedule(metadata), _meta(metadata), schema,
+    )  # fmt: skip
 
 
 # Leaves room for each mark's new row version to stay on its page (HOT), so that no index grows.
@@ -142,6 +157,43 @@ def _item(metadata: MetaData) -> Table:
         Column("class", Text, nullable=False, default=""),
         Column("sqlstate", Text),
         Column("message", Text, nullable=False, default=""),
+    )
+
+
+def _request(metadata: MetaData) -> Table:
+    """wanted: "pause", "cancel" or "". tuned: JSON of options changed while it runs. asked: when, by the server's clock."""
+    return Table(
+        "batchrun_request",
+        metadata,
+        Column("run", Text, primary_key=True),
+        Column("wanted", Text, nullable=False, default="", server_default=""),
+        Column("tuned", Text, nullable=False, default="{}", server_default="{}"),
+        Column("asked", Double, nullable=False),
+        Column("asked_by", Text, nullable=False, default="", server_default=""),
+    )
+
+
+def _insight(metadata: MetaData) -> Table:
+    """data: batchrun.insight.Insight as JSON."""
+    return Table(
+        "batchrun_insight",
+        metadata,
+        Column("run", Text, primary_key=True),
+        Column("epoch", Integer, nullable=False),
+        Column("data", Text, nullable=False),
+    )
+
+
+def _schedule(metadata: MetaData) -> Table:
+    """job: "" is the loop's own row. fired: the firing last dealt with. token, owner, heartbeat: who leads the loop."""
+    return Table(
+        "batchrun_schedule",
+        metadata,
+        Column("job", Text, primary_key=True),
+        Column("fired", Double),
+        Column("token", Text, nullable=False, default="", server_default=""),
+        Column("owner", Text, nullable=False, default="", server_default=""),
+        Column("heartbeat", Double, nullable=False, default=0.0, server_default="0"),
     )
 
 
@@ -232,7 +284,7 @@ def _create(engine: Engine, known: Tables) -> None:
 def _by_hand(engine: Engine, schema: str | None) -> str:
     role = engine.url.username or "this_role"
     place = f"{schema}." if schema else ""
-    names = ", ".join(f"{place}{TABLE_PREFIX}{name}" for name in ("run", "chunk", "payload", "item", "meta"))
+    names = ", ".join(f"{place}{TABLE_PREFIX}{name}" for name in _NAMES)
     usage = f"\nGRANT USAGE ON SCHEMA {schema} TO {role};" if schema else ""
     return (
         "Have somebody who may do so run this, once:\n\n"

@@ -1,6 +1,6 @@
 """``batchrun verify``: is a run's ledger in order, and does it cover the keys that its source has?
 
-    check_ledger   one snapshot of the five tables: sums, numbers, positions, payloads, rows       ok or wrong
+    check_ledger   one snapshot of the tables: sums, numbers, positions, payloads, rows       ok or wrong
     check_keys     a keyset's keys, counted by the database between the frontiers of its chunks    ok, changed or wrong
 
 What the keys prove: the chunks' ranges follow one another without gap or overlap, each begins behind the key where the one
