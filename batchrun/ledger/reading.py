@@ -14,7 +14,9 @@ from batchrun.codec import load, load_items
 from batchrun.database.runfolder import is_held, run_folder
 from batchrun.database.urls import sqlite_file
 from batchrun.errors import UnknownRun
+from batchrun.insight import Insight
 from batchrun.ledger import liveness
+from batchrun.ledger.insights import read_insight
 from batchrun.ledger.schema import Tables, check_layout, exists, tables
 from batchrun.runs import FINISHED, Counts, FailureRecord, RunRecord, RunStatus
 
@@ -191,6 +193,10 @@ class Reading:
                     load_items(known["payload"])[0], known["state"], known["attempts"], known["deaths"], known["class"],
                     known["sqlstate"], known["message"],
                 )  # fmt: skip
+
+    def insight(self, run_id: str) -> Insight | None:
+        """Where the run's time went; None where nobody wrote it down."""
+        return read_insight(self._engine, self._tables, run_id)
 
     # Listings, for people.
 
