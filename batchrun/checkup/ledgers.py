@@ -88,7 +88,7 @@ def unfinished(subject: Subject) -> Iterator[Finding]:
         if told:
             more = f", and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
             yield warning("runs", f"Left unfinished: {'; '.join(told[:_SHOWN])}{more}",
-                          "Go on with one: batchrun resume RUN. Delete what is old: batchrun ledger prune --unfinished")  # fmt: skip
+                          "Go on with it: batchrun resume RUN. Delete old ones: batchrun ledger prune --unfinished")  # fmt: skip
         else:
             yield ok("runs", f"{alive} going on, none left unfinished for more than {STALE_DAYS} days")
 

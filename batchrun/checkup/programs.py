@@ -22,9 +22,8 @@ INSTALL = "pip install psycopg2-binary"
 
 
 def python(subject: Subject, running: tuple[int, ...] = sys.version_info[:3]) -> Iterator[Finding]:
-    text = (
-        f"Python {'.'.join(map(str, running))} ({platform.system()}), batchrun {version_of('batchrun-db') or '(not installed)'}"
-    )
+    number = ".".join(map(str, running))
+    text = f"Python {number} ({platform.system()}), batchrun {version_of('batchrun-db') or '(not installed)'}"
     if running[:2] < OLDEST_PYTHON:
         yield problem("python", text, "Install Python 3.11 or later; batchrun is tested on 3.11 to 3.14.")
     else:

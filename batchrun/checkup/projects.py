@@ -121,7 +121,7 @@ def schedules(subject: Subject, crontab: Crontab | None = None) -> Iterator[Find
     why = found.error or "they are not in this user's crontab"
     yield warning(
         "schedules", f"{', '.join(missing)}: scheduled, but {why}",
-        "batchrun schedule install. Nothing is to be done where systemd, another user or host, or batchrun schedule run starts them.",
+        "batchrun schedule install; or nothing, where systemd, another host or batchrun schedule run starts them.",
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], str, str], ...] = (
      "See in pg_stat_activity who holds them, raise the limit, or put a pooler such as pgbouncer in between."),
     (("does not support SSL", "not accept SSL"), "TLS is demanded, but the server has none",
      "Turn ssl on in the server, or ask for less: ?sslmode=prefer."),
-    (("certificate", "SSL error", "sslmode"), "TLS failed", "Check sslmode, sslrootcert and the name in the server's certificate."),
+    (("certificate", "SSL error", "sslmode"), "TLS failed", "Check sslmode, sslrootcert and the name in the certificate."),
     (("starting up", "shutting down", "in recovery mode"), "The server is starting or stopping", "Try again in a moment."),
     (("unsupported startup parameter",), "A pooler refused an option of the URL",
      "Set it for the role instead: ALTER ROLE ... SET ..."),
@@ -75,9 +75,7 @@ def refused(check: str, patient: Patient) -> Finding:
     error = patient.error
     assert error is not None
     if isinstance(error, BatchrunError):
-        return problem(
-            check, str(error), "Correct the URL in [database] url or --database-url; batchrun config shows where it is."
-        )
+        return problem(check, str(error), "Correct the URL; batchrun config shows where it comes from.")
     said = " ".join(message_of(error).split())
     where = "" if patient.engine is None else f" ({_where(patient)})"
     if "does not exist" in said and not isinstance(error, BatchrunError):

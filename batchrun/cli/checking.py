@@ -45,7 +45,7 @@ def doctor(call: Call, as_json: JsonOption = False) -> int:
 def _json(call: Call, found: list[Finding], problems: int) -> dict[str, object]:
     clean = call.out.clean
     checks = [
-        {"check": one.check, "verdict": one.verdict.value, "text": clean(one.text), "advice": clean(one.advice)} for one in found
+        {"check": one.check, "status": one.verdict.value, "text": clean(one.text), "advice": clean(one.advice)} for one in found
     ]
     return {"schema": 1, "ok": not problems, "checks": checks}
 
