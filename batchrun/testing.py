@@ -262,9 +262,7 @@ class _Inline:
                 value = self._call(session, given, context)
                 session.flush()
                 if session.is_spoilt:
-                    raise SplitTransaction(
-                        "The task rolled back after it had committed; an item is committed once, at its end."
-                    )
+                    raise SplitTransaction("The task rolled back after it had committed; an item is committed once, at its end.")
                 Session.commit(session)
             nested.rollback() if self.options.read_only else nested.commit()
         except BaseException:
