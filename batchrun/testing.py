@@ -90,12 +90,13 @@ def _joined(session: Session) -> Connection:
     """The connection of the test's session, in a real transaction."""
     session.flush()
     connection = session.connection()
-    if connection.get_isolation_level() == "AUTOCOMMIT":
+    raw: Any = connection.connection.dbapi_connection
+    is_sqlite = connection.dialect.name == "sqlite"
+    is_open = is_sqlite and raw.in_transaction
+    if (raw.isolation_level is None and not is_open) if is_sqlite else raw.autocommit:
         raise ConfigError("run_job: the session is in AUTOCOMMIT, so nothing could be undone; give one with a transaction.")
-    if connection.dialect.name == "sqlite":
-        raw: Any = connection.connection.dbapi_connection
-        if not raw.in_transaction:  # sqlite3 sends no BEGIN by itself, and the first SAVEPOINT's RELEASE would commit
-            raw.execute("BEGIN")
+    if is_sqlite and not is_open:  # sqlite3 sends no BEGIN by itself, and the first SAVEPOINT's RELEASE would commit
+        raw.execute("BEGIN")
     return connection
 
 

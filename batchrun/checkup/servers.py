@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -63,10 +64,7 @@ def reached(subject: Subject) -> Iterator[Finding]:
 def _reached(patient: Patient) -> Finding:
     check = patient.named("database")
     if patient.error is None and patient.engine is not None:
-        url = patient.engine.url
-        return ok(
-            check, f"PostgreSQL at {hosts_text(url)}, database {url.database}, user {url.username}, by {patient.engine.driver}"
-        )
+        return ok(check, f"PostgreSQL at {_where(patient)}, by {patient.engine.driver}")
     return refused(check, patient)
 
 
@@ -78,9 +76,9 @@ def refused(check: str, patient: Patient) -> Finding:
         return problem(check, str(error), "Correct the URL; batchrun config shows where it comes from.")
     said = " ".join(message_of(error).split())
     where = "" if patient.engine is None else f" ({_where(patient)})"
-    if "does not exist" in said and not isinstance(error, BatchrunError):
-        what = "There is no such database" if 'database "' in said else "There is no such role"
-        return problem(check, f"{what}{where}: {said}", "Check the URL, or have it made (CREATE DATABASE, CREATE ROLE).")
+    if missing := re.search(r'\b(database|role) ".*" does not exist', said):
+        kind = missing[1]
+        return problem(check, f"There is no such {kind}{where}: {said}", f"Check the URL, or have it made: CREATE {kind.upper()}")
     for signs, cause, advice in _CAUSES:
         if any(sign in said for sign in signs):
             return problem(check, f"{cause}{where}: {said}", advice)
@@ -90,7 +88,9 @@ def refused(check: str, patient: Patient) -> Finding:
 def _where(patient: Patient) -> str:
     assert patient.engine is not None
     url = patient.engine.url
-    return str(sqlite_file(url)) if patient.is_sqlite else f"{hosts_text(url)}, database {url.database}, user {url.username}"
+    if patient.is_sqlite:
+        return str(sqlite_file(url))
+    return f"{hosts_text(url)}, database {url.database}, user {url.username or '(your own name)'}"
 
 
 def _servers(subject: Subject) -> Iterator[tuple[Patient, Connection]]:
@@ -200,7 +200,7 @@ def _room(check: str, limit: Limit, workers: int, threads: int, *, is_asked: boo
     if fitting < 1:
         return problem(check, f"Not even one worker fits just now: {said}", f"{remedy}, or wait until others have closed theirs.")
     if fitting >= workers:
-        return ok(check, f"{workers} workers fit: {said}")
+        return ok(check, f"{'1 worker fits' if workers == 1 else f'{workers} workers fit'}: {said}")
     if is_asked:
         return problem(check, f"{workers} workers do not fit, so a run is refused: {said}",
                        f'Set workers = {fitting:g} or "auto". Or: {remedy[0].lower()}{remedy[1:]}.')  # fmt: skip
