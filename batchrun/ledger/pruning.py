@@ -11,7 +11,7 @@ and as finished as it was when it was chosen: a retry that is quicker keeps it, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,8 +128,8 @@ class Pruner:
 
     # Deleting it.
 
-    def prune(self, tell: Callable[[OldRun], None] = lambda run: None) -> Pruned:
-        """Delete. tell: called for each run once it is gone."""
+    def prune(self) -> Pruned:
+        """Delete what is left over, then the runs that are chosen."""
         found = Pruned(named=self.kept_for_their_names())
         for run in self.leftovers():
             self._remove_folder(run)
@@ -140,7 +140,6 @@ class Pruner:
                 break
             if self._delete(old, found):
                 found.runs.append(old)
-                tell(old)
         return found
 
     def leftovers(self) -> list[str]:
