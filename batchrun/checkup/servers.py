@@ -195,7 +195,7 @@ def connections(subject: Subject) -> Iterator[Finding]:
 
 def _room(check: str, limit: Limit, workers: int, threads: int, *, is_asked: bool) -> Finding:
     fitting = limit.fitting(threads)
-    said = " ".join(limit.sum(workers, threads).split())
+    said = "; ".join(" ".join(line.split()) for line in limit.sum(workers, threads).splitlines())
     remedy = f"Raise {limit.remedy}, or put a pooler such as pgbouncer in between"
     if fitting < 1:
         return problem(check, f"Not even one worker fits just now: {said}", f"{remedy}, or wait until others have closed theirs.")
