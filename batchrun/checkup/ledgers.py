@@ -74,14 +74,13 @@ def unfinished(subject: Subject) -> Iterator[Finding]:
         query = select(run.id, run.job, run.status, now - func.coalesce(run.ended, run.heartbeat))
         rows = connection.execute(query.where(run.status.not_in([one.value for one in FINISHED])).order_by(run.started)).all()
         reading = Reading(patient.engine, known)
-        alive = gone = 0
+        alive = 0
         told: list[str] = []
         for run_id, job, status, silent_s in rows:
-            stored = reading.stored(run_id)
+            stored = reading.stored(run_id) if status == "running" else None
             if stored is not None and reading.is_alive(stored):
                 alive += 1
-            elif status == "running":
-                gone += 1
+            elif stored is not None:
                 told.append(f"{run_id} of {job}: its owner is gone, silent for {duration(max(0.0, silent_s))}")
             elif silent_s > STALE_DAYS * DAY_S:
                 told.append(f"{run_id} of {job}: {status} for {silent_s / DAY_S:,.0f} days")

@@ -57,7 +57,7 @@ def reached(subject: Subject) -> Iterator[Finding]:
     for patient in subject.patients:
         if not patient.is_sqlite:
             yield _reached(patient)
-    if any(patient.error is not None for patient in subject.patients):
+    if not subject.patients or any(patient.error is not None for patient in subject.patients):
         yield skipped("the rest", "What can only be asked of a database that is reached")
 
 
@@ -75,7 +75,9 @@ def refused(check: str, patient: Patient) -> Finding:
     if isinstance(error, BatchrunError):
         return problem(check, str(error), "Correct the URL; batchrun config shows where it comes from.")
     said = " ".join(message_of(error).split())
-    where = "" if patient.engine is None else f" ({_where(patient)})"
+    if patient.engine is None:
+        return problem(check, f"No engine could be made: {type(error).__name__}: {said}", "Look at [database] factory.")
+    where = f" ({_where(patient)})"
     if missing := re.search(r'\b(database|role) ".*" does not exist', said):
         kind = missing[1]
         return problem(check, f"There is no such {kind}{where}: {said}", f"Check the URL, or have it made: CREATE {kind.upper()}")

@@ -132,6 +132,20 @@ def test_a_driver_that_is_not_installed_and_a_url_that_is_none_are_problems(fold
     assert (found.verdict, "batchrun works with postgresql:// and sqlite://" in found.text) == (PROBLEM, True)
 
 
+def test_a_factory_that_raises_is_a_problem_and_the_ledger_of_another_database_is_looked_at(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "engines_of_a_user.py").write_text("def make():\n    raise RuntimeError('no vault')\n")
+    (folder / "config.toml").write_text('[database]\nfactory = "engines_of_a_user:make"\n[ledger]\nurl = "sqlite:///ledger.db"\n')
+    with Subject(config=str(folder / "config.toml")) as made:
+        found = [*servers.reached(made), *files.sqlite(made)]
+    assert [(one.check, one.verdict) for one in found[:3]] == [
+        ("database", PROBLEM), ("the rest", Verdict.SKIPPED), ("database (ledger)", OK),
+    ]  # fmt: skip
+    assert found[0].text == "No engine could be made: RuntimeError: no vault"
+
+
 # ------------------------------------------------------------------------------------------------------ the server
 def test_an_old_server_lacks_the_check_of_its_client(folder: Path, pg_url: str) -> None:
     assert only(looked_at(folder, pg_url, servers.version)).verdict is OK
