@@ -100,7 +100,9 @@ def size(subject: Subject) -> Iterator[Finding]:
         runs, chunks, oldest_s = connection.execute(
             select(func.count(), func.coalesce(func.sum(run.next_no), 0), now - func.min(run.started)).select_from(known.run)
         ).one()
-        text = f"{runs:,} runs with {int(chunks):,} chunks" + (f", the oldest {oldest_s / DAY_S:,.0f} days old" if runs else "")
+        text = f"{runs:,} run{'' if runs == 1 else 's'} with {int(chunks):,} chunks" + (
+            f", the oldest {oldest_s / DAY_S:,.0f} days old" if runs else ""
+        )
         is_large = runs > MANY_RUNS or chunks > MANY_CHUNKS
         if days is None and is_large and oldest_s > OLD_DAYS * DAY_S:
             yield warning("size", f"{text}; nothing ever deletes them", f"Set keep_days = {OLD_DAYS} in [ledger], "

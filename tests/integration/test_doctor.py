@@ -277,7 +277,7 @@ def test_runs_that_nobody_goes_on_with_and_a_ledger_that_only_grows_are_warnings
     assert "paused for 6 days" in only(looked_at(folder, database_url, ledgers.unfinished)).text
     found = only(looked_at(folder, database_url, ledgers.size))
     assert found.verdict is WARNING
-    assert found.text.startswith("1 runs with 2,000,000 chunks, the oldest 104 days old; nothing ever deletes them")
+    assert found.text.startswith("1 run with 2,000,000 chunks, the oldest 104 days old; nothing ever deletes them")
     assert only(looked_at(folder, database_url, ledgers.size, "[ledger]\nkeep_days = 90")).verdict is OK
 
 
