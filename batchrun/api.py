@@ -35,7 +35,7 @@ from batchrun.loading import run_items
 from batchrun.opening import opened
 from batchrun.options import OPTION_NAMES, RunOptions, with_options
 from batchrun.parameters import parse_params, restore_params, split_call
-from batchrun.plans import StopRequest
+from batchrun.plans import PREPARE, StopRequest
 from batchrun.runner import Runner
 from batchrun.runs import Report
 from batchrun.sources.coerce import as_source
@@ -235,6 +235,8 @@ def _batches(call: Call, progress: bool | None, keep: list[Report]) -> Iterator[
         if isinstance(plan, Report):
             keep.append(plan)
             return
+        if prepare := PREPARE.get():
+            prepare(plan)
         runner = Runner(plan)
         yield from runner.steps()
     if runner.was_interrupted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -89,3 +90,7 @@ class RunPlan:
             return most
         window = chunk_limit(max(1, self.workers) * (self.options.threads + QUEUED))
         return window if most is None else min(most, window)
+
+
+PREPARE: ContextVar[Callable[[RunPlan], None] | None] = ContextVar("batchrun_prepare", default=None)
+"""What is done to a plan before its run begins; ``batchrun.testing`` interrupts runs by it."""

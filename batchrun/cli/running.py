@@ -352,6 +352,7 @@ def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | Non
             raise
         watch.over()
         _print_report(session, report)
+    _tidy(session, report)
     return 0 if report is None else _exit_code(report, watch.exit_code)
 
 
@@ -387,6 +388,22 @@ def _print_report(session: Session, report: Report | None) -> None:
         out.say("\n".join(text.summary(report, settled_before=before, command=session.call.command)))
     if session.shown.as_json:
         out.result(jsonout.dumped(jsonout.report_json(report, settled_before=before)))
+
+
+def _tidy(session: Session, report: Report | None) -> None:
+    """[ledger] keep_days: behind a run that was not stopped, old ones are deleted; see batchrun/upkeep.py."""
+    days = session.settings.ledger.keep_days
+    if days is None or report is None or session.stop.level:
+        return
+    from batchrun.upkeep import tidy
+
+    with contextlib.suppress(KeyboardInterrupt):  # the run has ended, and its exit code stands
+        found, warning = tidy(session.call.place(session.settings), days)
+        if warning:
+            session.call.out.say(f"Warning: {warning}")
+        elif found.runs and not session.shown.quiet:
+            runs = "1 run was" if len(found.runs) == 1 else f"{len(found.runs):,} runs were"
+            session.call.out.say(f"{runs} older than {days} days and deleted from the ledger ([ledger] keep_days).")
 
 
 def _exit_code(report: Report, signalled: int | None) -> int:

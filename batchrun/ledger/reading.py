@@ -206,8 +206,12 @@ class Reading:
         return self._records(select(run).order_by(run.c.started.desc(), run.c.id).limit(limit))
 
     def record(self, run_id: str) -> RunRecord:
+        """Raises UnknownRun where it was deleted since it was found."""
         run = self._tables.run
-        return self._records(select(run).where(run.c.id == run_id))[0]
+        found = self._records(select(run).where(run.c.id == run_id))
+        if not found:
+            raise UnknownRun(f"Run {run_id} is not in the ledger any more: it was deleted a moment ago.")
+        return found[0]
 
     def _records(self, query: Select[Any]) -> list[RunRecord]:
         with self._engine.connect() as connection:

@@ -43,6 +43,9 @@ from batchrun.errors import ConfigError, DatabaseError
 LAYOUT = 2
 """The version of this layout; a ledger of a newer one is refused, nothing changed."""
 
+CREATION_LOCK = 7317251120260
+"""PostgreSQL: the advisory lock of whoever creates or upgrades a ledger."""
+
 TABLE_PREFIX = "batchrun_"
 _NAMES = ("run", "chunk", "payload", "item", "request", "insight", "schedule", "meta")
 
@@ -264,7 +267,7 @@ def _create(engine: Engine, known: Tables) -> None:
     try:
         with engine.begin() as connection:
             if engine.dialect.name == "postgresql":  # two first runs at once: one makes the tables, one waits
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7317251120260)")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
             if _has_meta(connection, known):
                 return
             if known.schema:
