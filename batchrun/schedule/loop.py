@@ -224,6 +224,9 @@ class Loop:
         if code == 0:
             self.tell(f"{name}: done, {duration(took_s)}.")
             return
+        if self._waker.asked and code in (-signal.SIGTERM, -signal.SIGINT, 129, 130, 143):
+            self.tell(f"{name}: interrupted, {duration(took_s)}; its next firing goes on or begins anew (on_unfinished).")
+            return
         look = shlex.join(project_command(self.settings, f"show {name}"))
         self.tell(f"{name}: ended with exit code {code} ({how}), {duration(took_s)}; see: {look}", code not in (5, 75))
 
