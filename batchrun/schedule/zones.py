@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -44,16 +45,20 @@ def _of_file(path: Path) -> ZoneInfo:
             return ZoneInfo.from_file(file, key=str(path))
 
 
-def changes(zone: ZoneInfo, since: datetime, years: int = YEARS) -> list[datetime]:
+def changes(zone: ZoneInfo, since: datetime, years: int = YEARS) -> tuple[datetime, ...]:
     """The instants, in UTC, at which the zone's clock is put forward or back in the years to come, to the minute."""
+    return _changes(zone, since.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0), years)
+
+
+@lru_cache
+def _changes(zone: ZoneInfo, day: datetime, years: int) -> tuple[datetime, ...]:
     found = []
-    day = since.astimezone(UTC).replace(second=0, microsecond=0)
     for _ in range(366 * years):
         after = day + timedelta(days=1)
         if _offset(zone, day) != _offset(zone, after):
             found.append(_change_between(zone, day, after))
         day = after
-    return found
+    return tuple(found)
 
 
 def _change_between(zone: ZoneInfo, before: datetime, after: datetime) -> datetime:
