@@ -275,14 +275,15 @@ def test_units_are_as_systemd_takes_them(tmp_path: Path) -> None:
 
 
 def test_units_of_another_project_are_not_overwritten(tmp_path: Path) -> None:
-    for parent in ("one", "two"):
-        settings = load_settings(cwd=project(tmp_path / parent / "shop"), environ={})
-        units = unit_files(settings, [scheduled("0 3 * * *")], for_user=True)
-        assert all("User=" not in text for text in units.values())
-        if parent == "one":
-            write_units(tmp_path / "units", units)
+    first, second = (
+        unit_files(load_settings(cwd=project(tmp_path / parent / "shop"), environ={}), [scheduled("0 3 * * *")], for_user=True)
+        for parent in ("one", "two")
+    )
+    assert all("User=" not in text for text in first.values())
+    write_units(tmp_path / "units", first)
+    write_units(tmp_path / "units", first)
     with pytest.raises(ConfigError, match="is there and is not this project's"):
-        write_units(tmp_path / "units", units)
+        write_units(tmp_path / "units", second)
 
 
 # -------------------------------------------------------------------------------------------------------- the loop
