@@ -97,10 +97,10 @@ def export(
     systemd: Annotated[bool, typer.Option("--systemd", help="Print a service and a timer for each job.")] = False,
     folder: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="DIR", help="With --systemd: write the units there, as /etc/systemd/system."),
+        typer.Option("--output", "-o", metavar="DIR", help="Write the units there, such as /etc/systemd/system."),
     ] = None,
     for_user: Annotated[
-        bool, typer.Option("--user", help="With --systemd: units for systemctl --user. Default: the system's, run as you.")
+        bool, typer.Option("--user", help="Units for your own systemd. Default: for the system's, run as you.")
     ] = False,
 ) -> int:
     """Print what starts the jobs from cron or systemd; with -o write the units.

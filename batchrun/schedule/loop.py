@@ -164,7 +164,7 @@ class Loop:
             except Busy as busy:
                 if busy.away or self._waker.asked or time.monotonic() > until:
                     raise
-                self._waker.wait(0.02)
+                time.sleep(0.02)  # not by the waker: what woke it would be forgotten
 
     def _tell_once(self, text: str, is_warning: bool = False) -> None:
         if text != self._told:
