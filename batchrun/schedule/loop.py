@@ -94,6 +94,7 @@ class Loop:
     _leads: bool = field(init=False, default=False)
     _beaten: float = field(init=False, default=0.0)
     _told: str = field(init=False, default="")
+    _is_away: bool = field(init=False, default=False)
 
     def run(self) -> int:
         """Go on until a signal asks to end. Returns the exit code: 0, because that is how it ends."""
@@ -117,10 +118,18 @@ class Loop:
             for due in self._agenda.due(self.clock()):
                 self._deal_with(due)
         except (Busy, SQLAlchemyError) as error:
-            self._tell_once(f"The ledger cannot be written just now; what is due waits: {_said(error)}", is_warning=True)
+            self._hear_of_outage(error)
             self._reap()
             return LOOK_S
+        if self._is_away:
+            self._is_away = False
+            self.tell("The ledger can be written again.")
         return self._pause_s()
+
+    def _hear_of_outage(self, error: Busy | SQLAlchemyError) -> None:
+        if not self._is_away:
+            self._is_away = True
+            self.tell(f"The ledger cannot be written just now; what is due waits: {_said(error)}", True)
 
     def _pause_s(self) -> float:
         now = self.clock()
@@ -166,10 +175,10 @@ class Loop:
                     raise
                 time.sleep(0.02)  # not by the waker: what woke it would be forgotten
 
-    def _tell_once(self, text: str, is_warning: bool = False) -> None:
+    def _tell_once(self, text: str) -> None:
         if text != self._told:
             self._told = text
-            self.tell(text, is_warning)
+            self.tell(text)
 
     # Firing.
 

@@ -96,6 +96,23 @@ def test_install_and_uninstall_change_the_block_of_this_project_alone(project: P
     assert kept.read_text() == exported
 
 
+def test_an_exported_line_runs_the_job_from_cron_s_bare_environment_and_says_nothing(
+    tmp_path: Path, batchrun: CommandLine
+) -> None:
+    folder = tmp_path / "it's 100% $HOME"
+    (folder / "jobs").mkdir(parents=True)
+    (folder / "jobs" / "some.py").write_text(JOBS)
+    (folder / "config.toml").write_text("[run]\nworkers = 0\n")
+    lines = batchrun("schedule", "export", "--crontab", cwd=folder, TZ="UTC").stdout.splitlines()
+    (line,) = [one for one in lines if not one.startswith("#")]
+    assert line.startswith("0 3 * * * /")
+    command = line.split(" ", 5)[5].replace("\\%", "%")  # as cron hands it to the shell
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "SHELL": "/bin/sh"}
+    done = subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (folder / "done").read_text().split() == ["1", "2"]
+
+
 def test_what_cannot_be_done_is_refused_with_a_way_out(project: Path, batchrun: CommandLine) -> None:
     empty = project / "empty"
     empty.mkdir()
