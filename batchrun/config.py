@@ -43,6 +43,7 @@ _DEFAULTS: Mapping[KeyPath, object] = {
     ("database", "pool"): "queue",
     ("database", "connect_timeout"): 10.0,
     ("run", "on_unfinished"): "new",
+    ("schedule", "missed"): "run",
 }
 _JOB_DEFAULTS = {"schedule": None, "timezone": None, "if_running": "fail", "enabled": True, "on_unfinished": "new"}
 

@@ -208,6 +208,19 @@ class NotifyTable(_Table):
     checks: ClassVar[Mapping[str, Check]] = {"ping_url": _ping_url, "on_failure": _command}
 
 
+def _missed(value: object) -> str:
+    if value not in ("run", "skip"):
+        raise ValueError(f"{value!r} is not one of 'run' (once, as soon as it can be), 'skip' (wait for the next firing)")
+    return str(value)
+
+
+class ScheduleTable(_Table):
+    """``[schedule]``: what becomes of firings at which nobody was there."""
+
+    missed: Any = None
+    checks: ClassVar[Mapping[str, Check]] = {"missed": _missed}
+
+
 class Tables(BaseModel):
     """What a profile may hold."""
 
@@ -217,6 +230,7 @@ class Tables(BaseModel):
     run: RunTable | None = None
     jobs: dict[str, JobTable] | None = None
     notify: NotifyTable | None = None
+    schedule: ScheduleTable | None = None
 
 
 class Document(Tables):
@@ -230,6 +244,7 @@ TABLES: Mapping[str, type[_Table]] = {
     "ledger": LedgerTable,
     "run": RunTable,
     "notify": NotifyTable,
+    "schedule": ScheduleTable,
 }
 
 

@@ -213,6 +213,12 @@ class Reading:
             raise UnknownRun(f"Run {run_id} is not in the ledger any more: it was deleted a moment ago.")
         return found[0]
 
+    def newest_of_job(self, job: str) -> RunRecord | None:
+        """The job's newest run; None where there is none."""
+        run = self._tables.run
+        found = self._records(select(run).where(run.c.job == job).order_by(run.c.started.desc(), run.c.id).limit(1))
+        return found[0] if found else None
+
     def _records(self, query: Select[Any]) -> list[RunRecord]:
         with self._engine.connect() as connection:
             rows = connection.execute(self._with_silence(query)).all()
@@ -265,6 +271,9 @@ class _NoLedger(Reading):
 
     def runs(self, limit: int = 20) -> list[RunRecord]:
         return []
+
+    def newest_of_job(self, job: str) -> RunRecord | None:
+        return None
 
     def find(self, text: str | None) -> str:
         raise UnknownRun("There is no run yet; `batchrun run JOB` makes one.")

@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import CreateSchema, CreateTable
 
-from batchrun.database.failures import message_of, sqlstate_of
+from batchrun.database.failures import Meaning, meaning_of, message_of, sqlstate_of
 from batchrun.errors import ConfigError, DatabaseError
 
 LAYOUT = 2
@@ -277,6 +277,8 @@ def _create(engine: Engine, known: Tables) -> None:
     except DBAPIError as error:
         if engine.dialect.name == "sqlite" and exists(engine, known):
             return  # another first run was quicker
+        if meaning_of(error, is_lost=False, retry_on=()) in (Meaning.RETRY, Meaning.CONFLICT):
+            raise  # another first run is about to: cron starts several jobs at once
         if (sqlstate_of(error) or "") not in ("42501", "25006", "3F000") and engine.dialect.name == "postgresql":
             raise
         raise DatabaseError(

@@ -111,7 +111,8 @@ def commands_of(*group: str) -> set[str]:
 
 
 def commands() -> set[str]:
-    return (commands_of() - {"ledger"}) | {f"ledger {name}" for name in commands_of("ledger")}
+    groups = {"ledger", "schedule"}
+    return (commands_of() - groups) | {f"{group} {name}" for group in groups for name in commands_of(group)}
 
 
 def documented_commands() -> dict[str, str]:
