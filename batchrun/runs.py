@@ -158,7 +158,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as the ledger knows it, for listings. ``owner`` is for people: host and process id."""
+    """A run as the ledger knows it, for listings. ``owner`` is for people: host and process id. total: None = not known."""
 
     id: str
     job: str
@@ -174,6 +174,37 @@ class RunRecord:
     workers: int = 0
     owner: str = ""
     note: str = ""
+    total: int | None = None
+
+    @property
+    def bad(self) -> int:
+        """Items that went wrong."""
+        return self.counts.failed + self.counts.quarantined + self.counts.unknown
+
+    @property
+    def percent(self) -> float | None:
+        """Settled items of all that will be planned; None where the source does not tell how many those are."""
+        if self.total is None:
+            return None
+        return 100.0 if self.total <= 0 else min(100.0, 100 * self.counts.settled / self.total)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Items of a run that went wrong with one class of error and one SQLSTATE. message: of one of them."""
+
+    error_class: str
+    sqlstate: str | None
+    items: int
+    failed: int
+    quarantined: int
+    unknown: int
+    message: str
+
+    @property
+    def name(self) -> str:
+        """``psycopg2.errors.UniqueViolation [23505]``."""
+        return self.error_class + (f" [{self.sqlstate}]" if self.sqlstate else "")
 
 
 @dataclass(frozen=True, slots=True)
