@@ -52,7 +52,8 @@ def told(text: str) -> Html:
 def data_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str, numbers: Sequence[int] = (), words: Sequence[int] = ()
 ) -> Html:
-    """A table that becomes a list of cards on a narrow screen. numbers: columns of numbers. words: of single words."""
+    """A table. numbers: columns of numbers. words: of single words. One with texts becomes a list of cards on a narrow screen."""
+    slim = len(numbers) + len(words) == len(columns) <= 4
     kinds = ["num" if place in numbers else "word" if place in words else None for place in range(len(columns))]
     head = (tag("th", name, scope="col", role="columnheader", class_=kind) for name, kind in zip(columns, kinds, strict=True))
     body = (tag("tr", (_cell(*known) for known in zip(columns, row, kinds, strict=True)), role="row") for row in rows)
@@ -62,6 +63,7 @@ def data_table(
         tag("thead", tag("tr", head, role="row"), role="rowgroup"),
         tag("tbody", body, role="rowgroup"),
         role="table",
+        class_="slim" if slim else "cards",
     )
 
 

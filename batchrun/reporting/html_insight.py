@@ -41,7 +41,7 @@ def _timeline(insight: Insight) -> Html:
     axis = draw.even_axis([duration(insight.step_s * steps * part / 4) for part in range(5)])
     numbers = data_table(
         ("From", "Done", "Failed", "Items/s"), _timeline_rows(insight, steps), caption="Items settled in each step",
-        numbers=(1, 2, 3),
+        numbers=(0, 1, 2, 3),
     )  # fmt: skip
     entries = [
         ("done", "items done, per second"),
@@ -260,5 +260,7 @@ def _slowest(insight: Insight, clean: Clean) -> Html:
         ]
         for one in insight.slowest
     ]
-    made = data_table(("Item", "Took", "Worker"), rows, caption="The items that took longest, mark and commit included")
+    made = data_table(
+        ("Item", "Took", "Worker"), rows, caption="The items that took longest, mark and commit included", words=(2,)
+    )
     return joined([tag("h2", "The slowest items"), made])
