@@ -146,8 +146,7 @@ def next_steps(run: str, status: RunStatus, counts: Counts, command: str = "batc
 
 def standing_text(found: Standing, clean: Callable[[str], str] = str) -> str:
     """Where an item stands, in a line or two."""
-    where = (
-        "" if found.chunk is None else f" (chunk {found.chunk}" + ("" if found.position is None else f", item {found.position}")
-    )
+    place = "" if found.position is None else f", item {found.position}"
+    where = "" if found.chunk is None else f" (chunk {found.chunk}{place})"
     why = f"\n  {printable(clean(found.error))}: {message_text(clean(found.message))}" if found.error else ""
     return f"Item {printable(clean(found.key))}: {printable(clean(found.said))}{where}.{why}"
