@@ -326,16 +326,18 @@ def start_job(
     captures_output: bool = True,
     continue_unfinished: bool = False,
     accept_changes: bool = False,
+    wants_spans: bool = False,
 ) -> Report:
     """Open a new run of a job and carry it out; ``continue_unfinished`` goes on with the newest unfinished one instead.
 
-    params: typed values. given: the options of the command line, kept with the run for a resume.
+    params: typed values. given: the options of the command line, kept with the run for a resume. wants_spans: an observer
+    wants to know how long each item took.
     """
     return _carry_out(
         Call(
             job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,
             fresh=True, continue_unfinished=continue_unfinished, accept_changes=accept_changes, given=given or {},
-            captures_output=captures_output, observers=observers, stop=stop or StopRequest(),
+            captures_output=captures_output, observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
         )
     )  # fmt: skip
 
@@ -354,6 +356,7 @@ def resume_job(
     captures_output: bool = True,
     retried: bool = False,
     only: Wanted | None = None,
+    wants_spans: bool = False,
 ) -> Report:
     """Go on with a run where it stands. Its parameters come from the ledger; secrets, which are not there, are given.
 
@@ -367,7 +370,7 @@ def resume_job(
         Call(
             job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,
             run=run, retried=retried, only=only, accept_changes=accept_changes, captures_output=captures_output,
-            observers=observers, stop=stop or StopRequest(),
+            observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
         )
     )  # fmt: skip
 

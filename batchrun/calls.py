@@ -47,6 +47,7 @@ class Call:
     given: Mapping[str, Any] = field(default_factory=dict)
     wants_results: bool = False
     wants_outcomes: bool = False
+    wants_spans: bool = False
     ordered: bool = False
     captures_output: bool = False
     observers: Sequence[Observer] = ()

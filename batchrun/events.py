@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from batchrun.items import Outcome
 from batchrun.runs import Counts, Report
@@ -42,6 +43,21 @@ class ItemTrouble:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemTimed:
+    """One attempt of an item is over; told only where somebody asked for the time of each.
+
+    status: an outcome's, or "retry". began: seconds since 1970, by this machine's clock.
+    """
+
+    item: Any
+    status: str
+    began: float
+    seconds: float
+    worker: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """One line for people: a worker died, the database is away, the run is stopping. level: a logging level name."""
 
@@ -64,5 +80,5 @@ class RunEnded:
     report: Report
 
 
-Event = RunOpened | Progressed | ItemTrouble | Notice | TaskOutput | RunEnded
+Event = RunOpened | Progressed | ItemTrouble | ItemTimed | Notice | TaskOutput | RunEnded
 Observer = Callable[[Event], None]

@@ -33,6 +33,7 @@ from batchrun.database.turnstile import OwnerTurn
 from batchrun.database.urls import passwords_in
 from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
 from batchrun.events import Event, Notice, RunOpened
+from batchrun.gathering import Gathering
 from batchrun.heartbeat import Heartbeat
 from batchrun.ledger import liveness, schema
 from batchrun.ledger.owner import NewRun, Owner
@@ -280,6 +281,8 @@ class _Opening:
         plan.counts_anew = stored.status is RunStatus.HALTED
         if resumed:
             pick_up(call, plan, owner, reading)
+        earlier = insistently(lambda: reading.insight(run)) if resumed else None
+        plan.gathering = Gathering(earlier, plan.counts, options.threads, call.redact)
         self._keep_alive(owner)
         self._announce(plan, resumed=resumed)
         return plan

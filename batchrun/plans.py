@@ -11,6 +11,7 @@ from batchrun.chunks import Feed
 from batchrun.events import Observer
 from batchrun.execution.orders import Order
 from batchrun.execution.pool import QUEUED, Died, Heard, Worker
+from batchrun.gathering import Gathering
 from batchrun.items import Outcome
 from batchrun.options import RunOptions
 from batchrun.ordering import chunk_limit
@@ -22,6 +23,7 @@ class Executor(Protocol):
 
     @property
     def alive(self) -> int: ...
+    def age_s(self, worker: int) -> float: ...
     def start(self) -> None: ...
     def room(self) -> int: ...
     def submit(self, order: Order) -> bool: ...
@@ -76,6 +78,7 @@ class RunPlan:
     counts_anew: bool = False  # max_failures leaves earlier failures out: a halted run that is resumed is meant to go on
     stop: StopRequest = field(default_factory=StopRequest)
     observers: tuple[Observer, ...] = ()
+    gathering: Gathering | None = None  # where the time goes; None = nobody wants to know
     redact: Callable[[str], str] = str  # takes secrets out of notices and the note
 
     @property

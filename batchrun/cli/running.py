@@ -12,6 +12,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -109,6 +110,10 @@ ProgressOption = Annotated[
         help="auto (the default): a bar on a terminal, else a line every ten seconds. It goes to stderr.",
     ),
 ]
+JoblogOption = Annotated[
+    str | None,
+    typer.Option("--joblog", metavar="FILE", help="Write a line for each attempt of an item, in GNU parallel's columns."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and failed items.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report on stdout as one JSON object.")]
 AcceptOption = Annotated[
@@ -137,6 +142,7 @@ class Shown:
     progress: str
     quiet: bool
     as_json: bool
+    joblog: str | None = None
 
 
 def run(
@@ -151,6 +157,7 @@ def run(
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
     progress: ProgressOption = "auto",
+    joblog: JoblogOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -159,7 +166,7 @@ def run(
 
     texts = {"workers": workers, "threads": threads, "limit": limit, "transaction": transaction}
     given = given_options({**texts, "retries": retries, "timeout": timeout, "max_failures": max_failures})
-    shown = Shown(_mode(progress), quiet, as_json)
+    shown = Shown(_mode(progress), quiet, as_json, joblog)
     return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given))
 
 
@@ -177,7 +184,15 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
     _prepare_forks(session, place, options)
     continues = job_settings(settings, job).on_unfinished == "resume"
     return start_job(
-        job, params, options, place, given=given, observers=session.observers, stop=session.stop, continue_unfinished=continues
+        job,
+        params,
+        options,
+        place,
+        given=given,
+        observers=session.observers,
+        stop=session.stop,
+        continue_unfinished=continues,
+        wants_spans=session.shown.joblog is not None,
     )
 
 
@@ -204,6 +219,7 @@ def resume(
     max_failures: MaxFailuresOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
+    joblog: JoblogOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -212,7 +228,7 @@ def resume(
     What is settled stays as it is. The options of the run are kept; those given here win.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
-    shown = Shown(_mode(progress), quiet, as_json)
+    shown = Shown(_mode(progress), quiet, as_json, joblog)
     return _again(call, shown, arguments or [], texts, accept_changes, retried=False)
 
 
@@ -232,6 +248,7 @@ def retry(
     max_failures: MaxFailuresOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
+    joblog: JoblogOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -240,7 +257,7 @@ def retry(
     Changed code is accepted: a fix is why one retries. Changed parameters or input need --accept-changes.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
-    shown = Shown(_mode(progress), quiet, as_json)
+    shown = Shown(_mode(progress), quiet, as_json, joblog)
     return _again(call, shown, arguments, texts, accept_changes, retried=True, only=only or [])
 
 
@@ -284,7 +301,7 @@ def _go_on(
     return function(
         job, record.id, options, place, given_params=params, said=[one.partition("=")[0] for one in arguments],
         accept_changes=accept_changes, observers=session.observers,
-        stop=session.stop,
+        stop=session.stop, wants_spans=session.shown.joblog is not None,
     )  # fmt: skip
 
 
@@ -356,7 +373,7 @@ def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | Non
     )
     with SignalWatch(stop, lambda: _advice(session), keeps=call.out.owns_process) as watch:
         session = Session(call, call.project(), shown, stop, progress, what_is_open())
-        session.observers = (progress, lambda event: _remember(session, event, watch.opened))
+        session.observers = (progress, lambda event: _remember(session, event, watch.opened), *_joblog(call, shown))
         try:
             with _above_the_bar(progress, shown.quiet):
                 report = start(session)
@@ -368,6 +385,14 @@ def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | Non
         watch.over()
         _print_report(session, report)
     return 0 if report is None else _exit_code(report, watch.exit_code)
+
+
+def _joblog(call: Call, shown: Shown) -> tuple[Observer, ...]:
+    if shown.joblog is None:
+        return ()
+    from batchrun.reporting.joblog import Joblog
+
+    return (Joblog(Path(shown.joblog).expanduser(), call.out.clean, lambda said: call.out.say(f"Warning: {said}")),)
 
 
 def _remember(session: Session, event: Event, opened: Callable[[], None]) -> None:

@@ -135,6 +135,15 @@ class ItemRunner:
             if link is not None:
                 link.close()
 
+    def take_spent(self) -> tuple[float, float]:
+        """Seconds in marks and commits, and for its turn to write, since the last time."""
+        spent = waited = 0.0
+        for link in (self.link, self._separate):
+            if link is not None:
+                one, other = link.take_spent()
+                spent, waited = spent + one, waited + other
+        return spent, waited
+
     # One item, to its end.
 
     def one(self, spot: Spot, item: Item, index: int, *, recorded: bool = True) -> Result:

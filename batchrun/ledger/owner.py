@@ -27,6 +27,7 @@ from batchrun.database.turnstile import OwnerTurn
 from batchrun.errors import AlreadyRunning
 from batchrun.items import ItemError
 from batchrun.ledger import liveness
+from batchrun.ledger.insights import write_insight
 from batchrun.ledger.marks import Fenced, Spot
 from batchrun.ledger.reading import now_expression
 from batchrun.ledger.schema import Tables
@@ -321,16 +322,18 @@ class Owner:
         """The source is exhausted: a resume need not read it again."""
         self._update_run(sealed=True)
 
-    def beat(self) -> None:
-        """Say that the owner lives."""
-        self._update_run(heartbeat=now_expression(self.engine.dialect.name))
+    def beat(self, insight: str = "") -> None:
+        """Say that the owner lives. insight: where the run's time went so far, as JSON; "" = what is there stays."""
+        self._update_run(insight, heartbeat=now_expression(self.engine.dialect.name))
 
-    def _update_run(self, **values: Any) -> None:
+    def _update_run(self, insight: str = "", **values: Any) -> None:
         run = self.tables.run
         with self.writing() as connection:
             found = connection.execute(update(run).where(run.c.id == self.run, run.c.epoch == self.epoch).values(**values))
             if found.rowcount != 1:
                 raise self._fenced(connection)
+            if insight:
+                write_insight(connection, self.tables, self.run, self.epoch, insight)
 
     def end_chunks(self, numbers: Sequence[int]) -> None:
         """Close chunks that are through and drop their payloads, in one transaction."""
@@ -459,11 +462,11 @@ class Owner:
         """From now on the run is of this code, these parameters and this input."""
         self._update_run(fingerprint=fingerprint, options=options)
 
-    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+    def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
         """Write how the run ended. Raises Fenced."""
         now = now_expression(self.engine.dialect.name)
         run = self.tables.run
-        self._update_run(status=status.value, note=note, ended=now, heartbeat=now, elapsed=run.c.elapsed + elapsed_s)
+        self._update_run(insight, status=status.value, note=note, ended=now, heartbeat=now, elapsed=run.c.elapsed + elapsed_s)
 
 
 def _fate(row: Any) -> Fate:

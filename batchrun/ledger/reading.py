@@ -16,6 +16,7 @@ from batchrun.database.urls import sqlite_file
 from batchrun.errors import UnknownRun
 from batchrun.insight import Insight
 from batchrun.ledger import liveness, troubles
+from batchrun.ledger.insights import read_insight
 from batchrun.ledger.schema import Tables, check_layout, exists, tables
 from batchrun.ledger.troubles import Wanted
 from batchrun.runs import FINISHED, Counts, FailureGroup, FailureRecord, RunRecord, RunStatus
@@ -200,14 +201,8 @@ class Reading:
         return troubles.groups(self.parts, run_id)
 
     def insight(self, run_id: str) -> Insight | None:
-        """Where the run's time went; None where nobody measured it, or a later batchrun wrote it in a form of its own."""
-        insight = self._tables.insight
-        with self._engine.connect() as connection:
-            text = connection.execute(select(insight.c.data).where(insight.c.run == run_id)).scalar()
-        try:
-            return None if text is None else Insight.from_json(text)
-        except (ValueError, KeyError, TypeError):
-            return None
+        """Where the run's time went; None where nobody wrote it down."""
+        return read_insight(self._engine, self._tables, run_id)
 
     # Listings, for people.
 

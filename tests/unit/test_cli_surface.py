@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 SHARED = {"--config", "--database-url", "--profile", "--debug", "--help"}
 RUN_OPTIONS = {"--workers", "--threads", "--retries", "--timeout", "--max-failures", "--progress", "--quiet", "--json"}
 COMMANDS = {
-    "run": RUN_OPTIONS | {"--limit", "--transaction"},
-    "resume": RUN_OPTIONS | {"--accept-changes"},
-    "retry": RUN_OPTIONS | {"--accept-changes"},
+    "run": RUN_OPTIONS | {"--limit", "--transaction", "--joblog"},
+    "resume": RUN_OPTIONS | {"--accept-changes", "--joblog"},
+    "retry": RUN_OPTIONS | {"--accept-changes", "--joblog"},
     "runs": {"--limit", "--json"},
     "show": {"--json"},
     "verify": {"--json"},
