@@ -56,16 +56,20 @@ class _Watching:
         from rich.console import Console
         from rich.live import Live
 
+        seen: Overview | None = None
         out: Any = self._call.out.results
         colour = self._call.out.has_colours()
         console = Console(
             file=out, force_terminal=True, color_system="standard" if colour else None, highlight=False, markup=False, emoji=False
         )
-        with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as screen:
-            while (seen := self._look()) is None or seen.record.status is RunStatus.RUNNING:
-                screen.update(self._drawing(seen), refresh=True)
-                self._wait(EVERY_S)
-        self._end(seen)
+        try:
+            with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop") as screen:
+                while (seen := self._look()) is None or seen.record.status is RunStatus.RUNNING:
+                    screen.update(self._drawing(seen), refresh=True)
+                    self._wait(EVERY_S)
+        finally:
+            if seen is not None:
+                self._end(seen)  # at Ctrl-C too: what was there last stays on the terminal
 
     def lines(self) -> None:
         """Where there is no terminal."""

@@ -202,7 +202,11 @@ def _lanes(insight: Insight, clean: Clean) -> Html:
     )
     axis = draw.even_axis([duration(column_s * wide * part / 4) for part in range(5)])
     made = tag("div", tag("div", labels, class_="axis lanes", aria_hidden="true"), picture, axis, class_="plot")
-    entries = [("start", "starting up"), ("idle", "there, but not at work"), ("done", "at work: the deeper, the busier")]
+    entries = [
+        ("start", "starting up"),
+        ("idle", "there, without items"),
+        ("done", "had items in hand: the deeper, the more of the time"),
+    ]
     entries += [("death", "died")] if dead else []
     deaths = [
         tag("li", f"Worker {_lane_name(lane)} at {duration(_end_of(lane, insight))}: ", told(clean(lane.died)))
@@ -224,11 +228,8 @@ def _lane_rects(insight: Insight, wide: int, grouped: int) -> list[Html]:
         for level, place, length in _runs(lane, grouped, insight.step_s):
             levels[level].append((place, n + 0.1, length, 0.8))
     kinds = [f"done b{level + 1}" for level in range(LEVELS)]
-    return [
-        draw.spans(there, "idle"),
-        draw.spans(starting, "start"),
-        *(draw.spans(found, kind) for found, kind in zip(levels, kinds, strict=True)),
-    ]
+    busy = [draw.spans(found, kind) for found, kind in zip(levels, kinds, strict=True)]
+    return [draw.spans(there, "idle"), *busy, draw.spans(starting, "start")]
 
 
 def _runs(lane: Lane, grouped: int, step_s: float) -> list[tuple[int, int, int]]:
