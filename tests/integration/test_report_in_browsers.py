@@ -19,7 +19,7 @@ from tests.support.insights import FAILURES, GROUPS, HOSTILE, insight, overview,
 
 WIDTHS = (1280, 400)
 MADE = "2026-11-27 08:00:00 UTC"
-LONG = "x" * 300
+LONG = "x" * 200
 LARGE = Counts(planned=60_000_000, done=58_000_000, failed=1)
 SHEETS = {
     "failed": Sheet(overview(job=HOSTILE, note=HOSTILE, params={HOSTILE: HOSTILE, "long": LONG}), FAILURES, MADE),
