@@ -28,9 +28,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import trustme
+if TYPE_CHECKING:
+    import trustme
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 MISSING = "no Chromium is on PATH, so the report was laid out by Servo alone, and in no dark scheme"
@@ -123,6 +124,8 @@ def _looks(dom: str) -> list[Look]:
 def by_servo(pages: Mapping[str, str], widths: tuple[int, ...], folder: Path) -> list[Look]:
     """Lay pages out, each at each width."""
     files = {f"{name}.html": text for name, text in pages.items()} | {"around.html": _around(pages, widths)}
+    import trustme  # with cryptography it takes a while, and every test process imports this module
+
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "authority.pem")
     with _serving(files, authority) as proxy:
