@@ -142,7 +142,15 @@ def _facts(sheet: Sheet) -> Html:
         ("Started", moment_text(record.started)),
         ("Ended", moment_text(record.ended)),
     ]
-    return tag("dl", (one for name, value in rows if value for one in (tag("dt", name), tag("dd", value))))
+    return tag(
+        "dl",
+        (
+            one
+            for name, value in rows
+            if value
+            for one in (tag("dt", name), tag("dd", value if isinstance(value, Html) else told(sheet.clean(value))))
+        ),
+    )
 
 
 def _pairs(values: Mapping[str, object], clean: Clean) -> Html:

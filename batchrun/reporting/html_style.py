@@ -1,6 +1,6 @@
 """How the report looks: two palettes, one style sheet. Every text has a contrast of 4.5 to 1, every mark 3 to 1.
 
-Blue, vermilion, ochre, teal and grey differ in lightness too, and no colour says anything that no word says: they can be
+Blue, vermilion, ochre, purple and grey differ in lightness too, and no colour says anything that no word says: they can be
 told apart with any kind of colour vision, and in print.
 """
 
@@ -18,7 +18,7 @@ LIGHT = {
     "bad": "#bf3a0c",
     "start": "#946200",
     "wait": "#7c8792",
-    "commit": "#00756a",
+    "commit": "#5c1a75",
 }
 DARK = {
     "page": "#11151a",
@@ -30,7 +30,7 @@ DARK = {
     "bad": "#ff8f5e",
     "start": "#e3b341",
     "wait": "#76818d",
-    "commit": "#48bfae",
+    "commit": "#c04cf0",
 }
 TEXTS = ("ink", "muted", "done", "bad")
 """Colours that texts have."""

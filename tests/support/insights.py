@@ -52,7 +52,7 @@ def _lane(found: Insight, number: int, steps: int, chance: random.Random) -> Lan
 
 def record(status: RunStatus = RunStatus.FAILED, counts: Counts | None = None, **given: Any) -> RunRecord:
     """A run with something in every field."""
-    job = given.pop("job", "refresh_totals")
+    job, name = given.pop("job", "refresh_totals"), given.pop("name", None)
     counts = counts or Counts(planned=11_400, done=11_215, failed=150, skipped=30, quarantined=2, unknown=3, retries=45)
     known: dict[str, Any] = {
         "params": {"since": "2026-01-01", "factor": "1.1", "token": "***"},
@@ -64,7 +64,7 @@ def record(status: RunStatus = RunStatus.FAILED, counts: Counts | None = None, *
         "note": "",
         "total": 11_400,
     }
-    return RunRecord("4f7k2m9xab", job, None, status, counts, "exactly-once", **{**known, **given})
+    return RunRecord("4f7k2m9xab", job, name, status, counts, "exactly-once", **{**known, **given})
 
 
 GROUPS = (
