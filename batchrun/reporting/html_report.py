@@ -142,15 +142,8 @@ def _facts(sheet: Sheet) -> Html:
         ("Started", moment_text(record.started)),
         ("Ended", moment_text(record.ended)),
     ]
-    return tag(
-        "dl",
-        (
-            one
-            for name, value in rows
-            if value
-            for one in (tag("dt", name), tag("dd", value if isinstance(value, Html) else told(sheet.clean(value))))
-        ),
-    )
+    shown = ((name, value if isinstance(value, Html) else told(sheet.clean(value))) for name, value in rows if value)
+    return tag("dl", (one for name, value in shown for one in (tag("dt", name), tag("dd", value))))
 
 
 def _pairs(values: Mapping[str, object], clean: Clean) -> Html:
