@@ -52,7 +52,8 @@ class Ledger:
     def run(self, run: str = RUN, *, started: float = 1000.0, **given: Any) -> None:
         known = {
             "id": run, "job": "count", "status": "failed", "token": "t", "epoch": 1, "heartbeat": 2000.0, "owner": "",
-            "next_no": 3, "fingerprint": "{}", "sealed": True, "params": "{}", "options": "{}", "guarantee": "exactly-once", "workers": 2,
+            "next_no": 3,
+            "fingerprint": "{}", "sealed": True, "params": "{}", "options": "{}", "guarantee": "exactly-once", "workers": 2,
             "total": 12, "started": started, "ended": 1010.0, "elapsed": 10.0, "note": "",
         }  # fmt: skip
         self.put(self.tables.run, {**known, **given})
