@@ -212,3 +212,10 @@ def test_a_word_that_fits_nothing_is_refused_with_what_there_is() -> None:
         Wanted(classes=("Timeout",)).refuse_unmatched([], "4f7k2m9xab")
     with pytest.raises(ConfigError, match="has both"):
         Wanted(classes=("OperationalError",), sqlstates=("23505",)).refuse_unmatched(GROUPS, "4f7k2m9xab")
+
+
+def test_what_is_laid_out_quickly_looks_as_rich_would_make_it() -> None:
+    rows = [("a", "12", ""), ("a longer text", "3", "x y")]
+    quick = tables.table(("NAME", "N", "REST"), rows, width=None, right=("N",))
+    with_rich = tables.table(("NAME", "N", "REST"), [*rows, ("ä", "1", "")], width=None, right=("N",))
+    assert quick.splitlines() == with_rich.splitlines()[:-1]
