@@ -158,7 +158,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as the ledger knows it, for listings. ``owner`` is for people: host and process id. total: None = not known."""
+    """A run as the ledger knows it, for listings. ``owner`` is for people: host and process id.
+
+    total: of the items, as the source told when the run opened; None = it cannot.
+    """
 
     id: str
     job: str
@@ -182,11 +185,21 @@ class RunRecord:
         return self.counts.failed + self.counts.quarantined + self.counts.unknown
 
     @property
-    def percent(self) -> float | None:
-        """Settled items of all that will be planned; None where the source does not tell how many those are."""
+    def expected(self) -> int | None:
+        """How many items there will be: known of a run that came to its end, else what the source told, or the limit."""
+        if self.status in (RunStatus.DONE, RunStatus.FAILED):
+            return self.counts.planned
         if self.total is None:
             return None
-        return 100.0 if self.total <= 0 else min(100.0, 100 * self.counts.settled / self.total)
+        limit = self.options.get("limit")
+        return max(self.counts.planned, min(self.total, limit) if isinstance(limit, int) else self.total)
+
+    @property
+    def percent(self) -> float | None:
+        """Settled items of all that will be planned; None where nobody can tell how many those are."""
+        if self.expected is None:
+            return None
+        return 100 * self.counts.settled / self.expected if self.expected > 0 else 100.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ class _Watching:
         if seen is None:
             return printable(self._call.out.clean(f"The database does not answer ({self._away}); asking again ..."))
         rate = seen.present_rate
-        return f"Run {self._run}: {progress_text(seen.record.counts, seen.record.total, rate, left_s(seen.record, rate))}"
+        return f"Run {self._run}: {progress_text(seen.record.counts, seen.record.expected, rate, left_s(seen.record, rate))}"
 
     def _text(self, seen: Overview, width: int | None, *, colour: bool) -> str:
         from batchrun.reporting.overview import run_text

@@ -69,9 +69,9 @@ def rate_of(record: RunRecord, insight: Insight | None) -> float | None:
 
 def left_s(record: RunRecord, rate: float | None) -> float | None:
     """Seconds until a running run is through; None where nobody can tell."""
-    if record.status is not RunStatus.RUNNING or record.total is None or not rate:
+    if record.status is not RunStatus.RUNNING or record.expected is None or not rate:
         return None
-    return max(0, record.total - record.counts.settled) / rate
+    return max(0, record.expected - record.counts.settled) / rate
 
 
 @dataclass(frozen=True, slots=True)

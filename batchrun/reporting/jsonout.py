@@ -53,7 +53,7 @@ def record_json(record: RunRecord, clean: Clean = str) -> dict[str, Any]:
         "ended": record.ended,
         "owner": record.owner,
         "note": clean(record.note),
-        "total": record.total,
+        "total": record.expected,
         "percent": None if record.percent is None else round(record.percent, 1),
     }
 

@@ -73,7 +73,7 @@ def progress_line(seen: Overview) -> str:
         return ""
     percent = record.percent
     parts = [
-        f"{record.counts.settled:,} items so far" if percent is None else f"{percent_text(percent)} of {record.total:,} items"
+        f"{record.counts.settled:,} items so far" if percent is None else f"{percent_text(percent)} of {record.expected:,} items"
     ]
     if record.status is RunStatus.RUNNING:
         left = left_s(record, rate)

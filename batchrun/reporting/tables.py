@@ -172,7 +172,7 @@ def _run_row(record: RunRecord, clean: Clean, began: slice) -> list[Cell]:
         (record.id, "bold"),
         clean(record.job if record.name is None else f"{record.job} ({record.name})"),
         (record.status.value, STATUS_STYLES[record.status]),
-        f"{counts.done:,}/{max(counts.planned, record.total or 0):,}",
+        f"{counts.done:,}/{counts.planned if record.expected is None else record.expected:,}",
         "" if record.percent is None else percent_text(record.percent),
         (f"{record.bad:,}", "red" if record.bad else "dim"),
         record.started[began].replace("T", " "),

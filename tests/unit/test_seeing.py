@@ -54,6 +54,17 @@ def test_the_rate_of_a_running_run_is_that_of_the_last_half_minute() -> None:
     assert left_s(replace(record, total=None), 10.0) is None
 
 
+def test_a_run_expects_what_its_source_told_or_its_limit_and_at_its_end_what_it_planned() -> None:
+    record = running().record
+    assert record.expected == 6_200
+    assert replace(record, options={"limit": 5_000}).expected == 5_000
+    assert replace(record, total=2_000).expected == 4_000  # items were added since
+    assert replace(record, total=None).expected is None
+    through = replace(record, status=RunStatus.FAILED, counts=Counts(planned=7, done=6, failed=1))
+    assert (through.expected, through.percent) == (7, 100.0)
+    assert replace(through, counts=Counts()).percent == 100.0
+
+
 def test_100_percent_is_said_only_of_all() -> None:
     assert [percent_text(one) for one in (0, 0.01, 62.4, 99.4, 99.99, 100)] == [
         "0 %",
@@ -137,7 +148,7 @@ def test_the_json_of_show_has_the_keys_of_runs_and_more() -> None:
     assert found["slowest"][0]["item"] == "order 1000"
     assert found["errors"][0]["sqlstate"] == "23505"
     assert found["percent"] == 100.0
-    bare = jsonout.overview_json(Overview(insights.record(total=None)))
+    bare = jsonout.overview_json(Overview(insights.record(RunStatus.HALTED, total=None)))
     assert (bare["insight"], bare["percent"], bare["slowest"]) == (None, None, [])
 
 
