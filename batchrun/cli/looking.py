@@ -162,8 +162,8 @@ def failures(
         found = reading.find(run)
         if layout == "table":
             return _failures_table(call, reading, found, wanted, most)
-        if not wanted.is_all:
-            wanted.refuse_unmatched(reading.trouble_groups(found), found)
+        if not wanted.is_all and (groups := reading.trouble_groups(found)):
+            wanted.refuse_unmatched(groups, found)
         lines = tables.failures_csv if layout == "csv" else tables.failures_jsonl
         for line in lines(reading.troubled(found, most, wanted=wanted), call.out.clean):
             call.out.result(line)
@@ -176,10 +176,10 @@ def _failures_table(call: Call, reading: Reading, run: str, wanted: Wanted, most
 
     out = call.out
     groups = reading.trouble_groups(run)
-    wanted.refuse_unmatched(groups, run)
     if not groups:
         out.say("No item of this run went wrong.")
         return 0
+    wanted.refuse_unmatched(groups, run)
     width, colour = out.table_width(), out.has_colours()
     chosen = [group for group in groups if wanted.takes(group)]
     out.result(tables.groups_table(chosen, width, out.clean, colour=colour))

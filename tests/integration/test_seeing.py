@@ -335,6 +335,7 @@ def test_a_watched_run_that_is_through_is_shown_at_once(project: Path, batchrun:
     assert "goes with neither --json nor --item" in batchrun("show", "--watch", "--json", cwd=project).stderr
     assert batchrun("runs", "--status", "wrong", cwd=project).returncode == 2
     assert "There is no such run" in batchrun("runs", "--status", "failed", cwd=project).stderr
+    assert batchrun("failures", "--class", "ValueError", cwd=project).stderr == "No item of this run went wrong.\n"
 
 
 def test_an_insight_that_a_later_batchrun_wrote_is_no_error(ledger: Ledger) -> None:
