@@ -30,6 +30,7 @@ from batchrun.ledger import schema as ledger_schema
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.ledger.reading import open_reading as read_ledger
 from batchrun.ledger.schema import Tables
+from batchrun.ledger.troubles import Wanted
 from batchrun.ledger.verify import SKIPPED, Check, Verification, check_keys, check_ledger
 from batchrun.loading import run_items
 from batchrun.opening import opened
@@ -356,12 +357,13 @@ def resume_job(
     stop: StopRequest | None = None,
     captures_output: bool = True,
     retried: bool = False,
+    only: Wanted | None = None,
     wants_spans: bool = False,
 ) -> Report:
     """Go on with a run where it stands. Its parameters come from the ledger; secrets, which are not there, are given.
 
     given_params: of config.toml and the command line. said: those of them that the command line names; one that
-    differs from the run's raises RunChanged, or holds from now on with ``accept_changes``.
+    differs from the run's raises RunChanged, or holds from now on with ``accept_changes``. only: of a retry, whose errors.
     """
     with open_reading(place, observers) as reading:
         stored = dict(reading.record(run).params)
@@ -369,8 +371,8 @@ def resume_job(
     return _carry_out(
         Call(
             job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,
-            run=run, retried=retried, accept_changes=accept_changes, captures_output=captures_output, observers=observers,
-            stop=stop or StopRequest(), wants_spans=wants_spans,
+            run=run, retried=retried, only=only, accept_changes=accept_changes, captures_output=captures_output,
+            observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
         )
     )  # fmt: skip
 

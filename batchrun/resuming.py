@@ -46,7 +46,7 @@ def pick_up(call: Call, plan: RunPlan, owner: Owner, reading: Reading) -> None:
     if through:
         insistently(lambda: owner.end_chunks(through))
     if call.retried:
-        insistently(lambda: owner.requeue(("failed", "quarantined", "unknown")))
+        insistently(lambda: owner.requeue(("failed", "quarantined", "unknown"), call.only))
     counts = reading.counts(owner.run)
     for name in ("planned", "done", "failed", "skipped", "quarantined", "unknown", "retries"):
         setattr(plan.counts, name, getattr(counts, name))

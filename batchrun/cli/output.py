@@ -47,6 +47,15 @@ class Output:
         except (OSError, ValueError):
             return None
 
+    def has_colours(self) -> bool:
+        """Whether results go to a terminal that shows colours, and nobody asked for none (NO_COLOR, whatever it says)."""
+        return self._out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    @property
+    def results(self) -> GuardedStream:
+        """Where results go, for what draws on a terminal by itself."""
+        return self._out
+
     @contextlib.contextmanager
     def results_only(self) -> Iterator[None]:
         """While this lasts, only ``result`` reaches stdout."""

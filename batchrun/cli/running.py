@@ -7,9 +7,10 @@ signals -> StopRequest          events -> Progress on stderr          Report -> 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from batchrun.config import Settings
     from batchrun.events import Event, Observer
     from batchrun.execution.preloading import Open
+    from batchrun.ledger.troubles import Wanted
     from batchrun.options import RunOptions
     from batchrun.plans import StopRequest
     from batchrun.reporting.progress import Progress
@@ -116,6 +118,13 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings,
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report on stdout as one JSON object.")]
 AcceptOption = Annotated[
     bool, typer.Option("--accept-changes", help="Go on although the job's code, parameters or input changed since the run began.")
+]
+
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="CLASS|SQLSTATE", help="Only items with this error, as ValueError or 40001. May be given several times."
+    ),
 ]
 
 
@@ -231,6 +240,7 @@ def retry(
             metavar="RUN", help=f"{RUN_HELP} Behind it name=value for secret parameters, which the ledger does not keep."
         ),
     ],
+    only: OnlyOption = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     retries: RetriesOption = None,
@@ -248,19 +258,28 @@ def retry(
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
     shown = Shown(_mode(progress), quiet, as_json, joblog)
-    return _again(call, shown, arguments, texts, accept_changes, retried=True)
+    return _again(call, shown, arguments, texts, accept_changes, retried=True, only=only or [])
 
 
 def _again(
-    call: Call, shown: Shown, arguments: list[str], texts: dict[str, str | None], accept_changes: bool, *, retried: bool
+    call: Call,
+    shown: Shown,
+    arguments: list[str],
+    texts: dict[str, str | None],
+    accept_changes: bool,
+    *,
+    retried: bool,
+    only: Sequence[str] = (),
 ) -> int:
     from batchrun.cli.values import given_options
 
     given = given_options(texts)
-    return _carry_out(call, shown, lambda session: _go_on(session, arguments, given, accept_changes, retried))
+    return _carry_out(call, shown, lambda session: _go_on(session, arguments, given, accept_changes, retried, only))
 
 
-def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept_changes: bool, retried: bool) -> Report | None:
+def _go_on(
+    session: Session, arguments: list[str], given: dict[str, Any], accept_changes: bool, retried: bool, only: Sequence[str]
+) -> Report | None:
     from batchrun.api import resume_job, retry_job
     from batchrun.cli.values import given_params, load
     from batchrun.config import effective_options
@@ -272,11 +291,12 @@ def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept
     if record is None or (nothing := _nothing_to_do(record, retried, call.command)):
         call.out.say("Nothing to do: there is no unfinished run." if record is None else nothing)
         return None
+    wanted = _wanted(session, place, record.id, only)
     kept = {**_kept(record), **given}
     job = load(call, settings, record.job, kept)
     params = given_params(call, settings, job, arguments)
     options = effective_options(settings, job, kept)
-    function = retry_job if retried else resume_job
+    function = functools.partial(retry_job, only=wanted) if retried else resume_job
     _prepare_forks(session, place, options)
     return function(
         job, record.id, options, place, given_params=params, said=[one.partition("=")[0] for one in arguments],
@@ -291,6 +311,18 @@ def _record(session: Session, place: Any, run: str | None, retried: bool) -> Run
     with open_reading(place, session.observers) as reading:
         found = reading.find(run) if run is not None or retried else reading.newest_unfinished()
         return None if found is None else reading.record(found)
+
+
+def _wanted(session: Session, place: Place, run: str, only: Sequence[str]) -> Wanted:
+    """What ``--only`` names. Raises ConfigError, with what there is, for a word that fits no item."""
+    from batchrun.api import open_reading
+    from batchrun.ledger.troubles import Wanted
+
+    wanted = Wanted(either=tuple(only))
+    if only:
+        with open_reading(place, session.observers) as reading:
+            wanted.refuse_unmatched(reading.trouble_groups(run), run)
+    return wanted
 
 
 def _kept(record: RunRecord) -> dict[str, Any]:

@@ -17,8 +17,14 @@ def write_insight(connection: Connection, tables: Tables, run: str, epoch: int, 
 
 
 def read_insight(engine: Engine, tables: Tables, run: str) -> Insight | None:
-    """None where the run has none: it was recorded by an older batchrun, or has only just begun."""
+    """None where the run has none: it was recorded by an older batchrun, or has only just begun.
+
+    Nor where a later batchrun wrote it in a form that is not known here: what it says is worth no refusal.
+    """
     table = tables.insight
     with engine.connect() as connection:
         text = connection.execute(select(table.c.data).where(table.c.run == run)).scalar()
-    return None if text is None else Insight.from_json(text)
+    try:
+        return None if text is None else Insight.from_json(text)
+    except (ValueError, KeyError, TypeError):
+        return None

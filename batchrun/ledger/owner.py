@@ -31,6 +31,7 @@ from batchrun.ledger.insights import write_insight
 from batchrun.ledger.marks import Fenced, Spot
 from batchrun.ledger.reading import now_expression
 from batchrun.ledger.schema import Tables
+from batchrun.ledger.troubles import Wanted, chosen
 from batchrun.runs import RunStatus
 
 _STUCK = "xact_start < clock_timestamp() - interval '1 second'"
@@ -444,13 +445,14 @@ class Owner:
                 connection.execute(insert(item).values(**place, payload=payload, base=0, deaths=0, **values))
             return moved.rowcount == 1
 
-    def requeue(self, states: Sequence[str]) -> int:
+    def requeue(self, states: Sequence[str], wanted: Wanted | None = None) -> int:
         """``retry``: put items in these states back. Their attempts so far no longer count. Returns how many."""
         item = self.tables.item
         with self.writing() as connection:
+            of_class = chosen(connection, item, self.run, wanted or Wanted())
             found = connection.execute(
                 update(item)
-                .where(item.c.run == self.run, item.c.state.in_(bindparam("states", expanding=True)))
+                .where(item.c.run == self.run, item.c.state.in_(bindparam("states", expanding=True)), *of_class)
                 .values(state="retry", base=item.c.attempts, deaths=0, due=0.0, epoch=self.epoch),
                 {"states": list(states)},
             )
