@@ -6,11 +6,11 @@ signals -> StopRequest          events -> Progress on stderr          Report -> 
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +22,7 @@ from batchrun.runs import FINISHED, Report, RunRecord, RunStatus
 
 if TYPE_CHECKING:
     from batchrun.api import Place
+    from batchrun.cli.telling import Telling
     from batchrun.config import Settings
     from batchrun.events import Event, Observer
     from batchrun.execution.preloading import Open
@@ -107,6 +108,20 @@ ProgressOption = Annotated[
         help="auto (the default): a bar on a terminal, else a line every ten seconds. It goes to stderr.",
     ),
 ]
+LogFormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format", metavar="text|json", help="Lines for people (the default), or one JSON object a line, on stderr."
+    ),
+]
+IfRunningOption = Annotated[
+    str | None,
+    typer.Option(
+        "--if-running",
+        metavar="skip|wait|fail",
+        help="When the job is already running: skip: exit 0; wait for its end; fail (the default): exit 75.",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and failed items.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report on stdout as one JSON object.")]
 AcceptOption = Annotated[
@@ -123,11 +138,12 @@ def add_to(app: typer.Typer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a run is shown."""
+    """How a run is shown. log_format: as given, None = as the settings say."""
 
     progress: str
     quiet: bool
     as_json: bool
+    log_format: str | None
 
 
 def run(
@@ -141,20 +157,25 @@ def run(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    if_running: IfRunningOption = None,
     progress: ProgressOption = "auto",
+    log_format: LogFormatOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Run a job: open a new run and carry it out."""
+    from batchrun.cli.overlap import checked_policy
     from batchrun.cli.values import given_options
 
+    shown = _shown(call, progress, quiet, as_json, log_format)
     texts = {"workers": workers, "threads": threads, "limit": limit, "transaction": transaction}
     given = given_options({**texts, "retries": retries, "timeout": timeout, "max_failures": max_failures})
-    shown = Shown(_mode(progress), quiet, as_json)
-    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given))
+    policy = checked_policy(if_running)
+    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given, policy), job)
 
 
-def _start(session: Session, name: str, arguments: list[str], given: dict[str, Any]) -> Report:
+def _start(session: Session, name: str, arguments: list[str], given: dict[str, Any], policy: str | None) -> Report | None:
+    from batchrun.cli.overlap import is_running, start_or_yield
     from batchrun.cli.values import load, typed_params
     from batchrun.config import effective_options, job_settings
 
@@ -166,10 +187,18 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
     from batchrun.api import start_job
 
     _prepare_forks(session, place, options)
-    continues = job_settings(settings, job).on_unfinished == "resume"
-    return start_job(
-        job, params, options, place, given=given, observers=session.observers, stop=session.stop, continue_unfinished=continues
-    )
+    own = job_settings(settings, job)
+
+    def start() -> Report:
+        return start_job(
+            job, params, options, place, given=given, observers=session.observers, stop=session.stop,
+            continue_unfinished=own.on_unfinished == "resume",
+        )  # fmt: skip
+
+    return start_or_yield(
+        start, policy or own.if_running or "fail", lambda: bool(session.run), lambda: is_running(place, job, params),
+        lambda said: None if session.shown.quiet else call.out.say(said),
+    )  # fmt: skip
 
 
 def _prepare_forks(session: Session, place: Place, options: RunOptions) -> None:
@@ -195,6 +224,7 @@ def resume(
     max_failures: MaxFailuresOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
+    log_format: LogFormatOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -203,7 +233,7 @@ def resume(
     What is settled stays as it is. The options of the run are kept; those given here win.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
-    shown = Shown(_mode(progress), quiet, as_json)
+    shown = _shown(call, progress, quiet, as_json, log_format)
     return _again(call, shown, arguments or [], texts, accept_changes, retried=False)
 
 
@@ -222,6 +252,7 @@ def retry(
     max_failures: MaxFailuresOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
+    log_format: LogFormatOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -230,7 +261,7 @@ def retry(
     Changed code is accepted: a fix is why one retries. Changed parameters or input need --accept-changes.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
-    shown = Shown(_mode(progress), quiet, as_json)
+    shown = _shown(call, progress, quiet, as_json, log_format)
     return _again(call, shown, arguments, texts, accept_changes, retried=True)
 
 
@@ -311,31 +342,59 @@ class Session:
     report: Report | None = None
 
 
-def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | None]) -> int:
-    """Settings, signals, progress, logs around ``start``; then the summary, the JSON and the exit code."""
+def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | None], job: str = "") -> int:
+    """Settings, signals, progress, logs around ``start``; then the summary, the JSON, who else is told, the exit code.
+
+    job: its name, where the command line says it.
+    """
+    from batchrun.cli.logs import above_the_bar, signal_line
     from batchrun.cli.signals import SignalWatch
+    from batchrun.cli.telling import Telling
     from batchrun.execution.preloading import what_is_open
     from batchrun.plans import StopRequest
-    from batchrun.reporting.progress import Progress, mode_for
 
     stop = StopRequest()
-    progress = Progress(
-        mode_for(shown.progress, call.out.err, quiet=shown.quiet), call.out.err, quiet=shown.quiet, command=call.command
-    )
-    with SignalWatch(stop, lambda: _advice(session), keeps=call.out.owns_process) as watch:
-        session = Session(call, call.project(), shown, stop, progress, what_is_open())
-        session.observers = (progress, lambda event: _remember(session, event, watch.opened))
+    with SignalWatch(stop, lambda: _advice(session), keeps=call.out.owns_process, line=partial(signal_line, call.out)) as watch:
+        settings = _settings(call, shown)
+        telling = Telling(call, settings, job)
+        session = Session(call, settings, shown, stop, _progress(call, shown, telling), what_is_open())
+        session.observers = (telling.heard, session.progress, lambda event: _remember(session, event, watch.opened))
         try:
-            with _above_the_bar(progress, shown.quiet):
+            with above_the_bar(session.progress):
                 report = start(session)
-        except BaseException:
-            progress.close()
+        except BaseException as error:
+            session.progress.close()
             watch.over()
             _print_report(session, session.report)
+            telling.failed(error, session.report, lambda: watch.came_late)
             raise
         watch.over()
         _print_report(session, report)
-    return 0 if report is None else _exit_code(report, watch.exit_code)
+        code = 0 if report is None else _exit_code(report, watch.exit_code)
+        if report is not None:
+            telling.ended(report, code, lambda: watch.came_late)
+    return code
+
+
+def _settings(call: Call, shown: Shown) -> Settings:
+    from batchrun.config import setting
+
+    settings = call.project(log__format=shown.log_format)
+    if setting(settings, "log", "format") == "json":
+        if shown.progress == "bar":
+            raise ConfigError("--progress: a bar is no JSON; leave out --progress bar, or use --log-format text")
+        call.out.speak_json()
+    return settings
+
+
+def _progress(call: Call, shown: Shown, telling: Telling) -> Progress:
+    from batchrun.reporting.progress import Progress, mode_for
+
+    out = call.out
+    stream = out.err if out.json is None else out.bare_err
+    wanted = "plain" if out.json is not None and shown.progress == "auto" else shown.progress
+    mode = mode_for(wanted, stream, quiet=shown.quiet)
+    return Progress(mode, stream, quiet=shown.quiet, command=call.command, form=out.json, kept=telling.kept)
 
 
 def _remember(session: Session, event: Event, opened: Callable[[], None]) -> None:
@@ -358,10 +417,11 @@ def _print_report(session: Session, report: Report | None) -> None:
     if report is None:
         return
     out, before = session.call.out, session.settled_before
+    made = jsonout.report_json(report, settled_before=before)
     if not (session.shown.quiet and report.ok):
-        out.say("\n".join(text.summary(report, settled_before=before, command=session.call.command)))
+        out.say("\n".join(text.summary(report, settled_before=before, command=session.call.command)), **made)
     if session.shown.as_json:
-        out.result(jsonout.dumped(jsonout.report_json(report, settled_before=before)))
+        out.result(jsonout.dumped(made))
 
 
 def _exit_code(report: Report, signalled: int | None) -> int:
@@ -370,41 +430,15 @@ def _exit_code(report: Report, signalled: int | None) -> int:
     return EXIT_CODES[report.status]
 
 
-def _mode(progress: str) -> str:
+def _shown(call: Call, progress: str, quiet: bool, as_json: bool, log_format: str | None) -> Shown:
+    """How a run is to be shown, from now on. Raises ConfigError."""
+    from batchrun.reporting.entries import FORMATS
     from batchrun.reporting.progress import MODES
 
+    if log_format not in (None, *FORMATS):
+        raise ConfigError(f"--log-format: {log_format!r} is not one of {', '.join(FORMATS)}")
+    if (log_format or os.environ.get("BATCHRUN_LOG_FORMAT")) == "json":
+        call.out.speak_json()  # before the settings are read, as they may be wrong
     if progress not in MODES:
         raise ConfigError(f"--progress: {progress!r} is not one of {', '.join(MODES)}")
-    return progress
-
-
-class _Above(logging.Handler):
-    """Log records of this process, above the bar; those of the workers come as events."""
-
-    def __init__(self, progress: Progress, level: int) -> None:
-        super().__init__(level)
-        self._progress = progress
-        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = f"{record.levelname.capitalize()}: " if record.levelno >= logging.WARNING else ""
-        self._progress.above(level + self.format(record))
-
-
-@contextlib.contextmanager
-def _above_the_bar(progress: Progress, quiet: bool) -> Iterator[None]:
-    """Logs of this process, and what is printed in it, go above the bar."""
-    from batchrun.cli.output import LineStream
-
-    handler = _Above(progress, logging.WARNING if quiet else logging.INFO)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(min(level or logging.INFO, logging.INFO))
-    prints = LineStream((lambda text: None) if quiet else progress.above)
-    try:
-        with contextlib.redirect_stdout(prints), contextlib.redirect_stderr(LineStream(progress.above)):
-            yield
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
+    return Shown(progress, quiet, as_json, log_format)

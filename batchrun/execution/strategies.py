@@ -30,6 +30,7 @@ from batchrun.execution.orders import (
     pack,
 )
 from batchrun.execution.recording import RUN_ENDING, Result, Row
+from batchrun.execution.whereabouts import stay
 from batchrun.items import Item, OutcomeStatus
 from batchrun.ledger.marks import Spot
 
@@ -93,6 +94,7 @@ class OrderRunner:
         self._batched = options.batched
         self._reading = options.read_only and runner.recorder is not None
         self._plain = runner.is_plain
+        stay(runner)
 
     def run(self, sent: Sent) -> None:
         """Run an order as far as it goes; sends Settled messages and an Ended. Raises what ends the worker."""
@@ -107,6 +109,7 @@ class OrderRunner:
         try:
             self._choose(sent, items)(sent, items, report)
         finally:
+            self._runner.at = None
             report.flush()
         self._send(Ended(sent.id, monotonic() - began, self._memory()))
 
@@ -209,6 +212,7 @@ class OrderRunner:
             if monotonic() - told >= BEGAN_S:
                 told = monotonic()
                 runner.voice.began(offset)
+            runner.at = (item, sent.attempt)
             context = runner.context(self._spot(sent, offset), item, sent.start + offset) if wants_ctx else None
             value = call(item, context, final=False)
             if gate.rolled_back:
@@ -266,6 +270,7 @@ class OrderRunner:
         given = items[low:high]
         if any(isinstance(item, Unstorable) for item in given):
             raise _FallBack
+        runner.at = (given, sent.attempt)
         context = runner.context(self._spot(sent, low), given, sent.start + low)
         if runner.work.options.read_only:
             value = runner.only_reading(given, context)
