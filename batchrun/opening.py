@@ -128,6 +128,8 @@ class _Opening:
             stored = reading.stored_by_name(call.name)
         elif call.continue_unfinished:
             stored = self._left_behind()
+        elif call.fresh:
+            self._refuse_second()  # before the items function, which may take its time
         if stored is not None:
             self._refuse_if_alive(stored)
         return stored

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from batchrun.jobs import Job
     from batchrun.runs import Report
 
-LOOK_EVERY_S = 2.0
-"""Two looks into the ledger a few seconds apart cost a server nothing, and nobody notices two seconds after hours."""
+LOOK_EVERY_S = 1.0
+"""A look is one small query; nobody notices a second after hours."""
 
 Tell = Callable[[str], None]
 

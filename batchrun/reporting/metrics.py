@@ -78,7 +78,7 @@ def _text(samples: Samples) -> str:
 
 
 def _number(value: float) -> str:
-    return str(round(value, 3))
+    return str(int(value) if value == int(value) else round(value, 3))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -27,8 +27,9 @@ from urllib.parse import urlsplit, urlunsplit
 PROGRAM = Path(__file__).with_name("ping.py")
 TRIES = 3
 TRY_S = 10.0
-ALL_TRIES_S = TRIES * (TRY_S + 1.0) + 2.0
-"""The tries, the pauses between them, and the start of the program."""
+PAUSE_S = 1.0
+START_UP_S = 2.0
+"""Of the program that asks, on a loaded machine."""
 COMMAND_S = 60.0
 LOOK_S = 0.1
 LONGEST_BODY = 10_000
@@ -57,17 +58,18 @@ class Pings:
         The ping of the start comes first: overtaken by the end's it would look like a run that never ends.
         """
         if self._first is not None:
-            self._await(self._first, "start", TRY_S, lambda: False)
+            self._await(self._first, "start", TRY_S + START_UP_S, lambda: False)
         process = self._send("" if good else "/fail", body)
 
         def wait(gives_up: GiveUp) -> None:
             if process is not None:
-                self._await(process, "success" if good else "failure", ALL_TRIES_S, gives_up)
+                self._await(process, "success" if good else "failure", TRIES * (TRY_S + PAUSE_S) + START_UP_S, gives_up)
 
         return wait
 
     def _send(self, path: str, body: str) -> subprocess.Popen[str] | None:
-        wanted = {"url": self._address(path), "body": body[-LONGEST_BODY:], "agent": self._agent, "tries": TRIES, "try_s": TRY_S}
+        limits = {"tries": TRIES, "try_s": TRY_S, "pause_s": PAUSE_S}
+        wanted = {"url": self._address(path), "body": body[-LONGEST_BODY:], "agent": self._agent, **limits}
         try:
             process = subprocess.Popen(
                 [sys.executable, "-I", str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

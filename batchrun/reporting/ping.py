@@ -1,6 +1,6 @@
 """One ping, as a program of its own: so that it holds up nothing, and can be ended whatever it hangs in (a resolver, a proxy).
 
-stdin: JSON with url, body, agent, tries, try_s; the URL is a secret, and arguments are seen by everybody on the machine
+stdin: JSON with url, body, agent, tries, try_s, pause_s; the URL is a secret, and arguments are seen by everybody on the machine
 stdout: why it failed; exit code 0: the server has taken it
 
 It is run by its path with ``python -I``: it may import nothing but the standard library.
@@ -19,7 +19,6 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-PAUSE_S = 1.0
 PASSING = (408, 425, 429)
 """Refusals that may pass, beside those from 500 on."""
 
@@ -58,7 +57,7 @@ def main() -> int:
     why, again = "", True
     for number in range(wanted["tries"]):
         if number:
-            time.sleep(PAUSE_S)
+            time.sleep(wanted["pause_s"])
         why, again = ask_in_time(wanted)
         if not again:
             break
