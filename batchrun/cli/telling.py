@@ -83,11 +83,11 @@ class Telling:
         self._write_end(report, code, only_known=only_known)
         log = self.kept.text() if self.kept is not None and not good else ""
         body = f"{log}\n{text}" if log else text
-        wait = self._pings.end(good=good, body=body) if self._pings is not None else None
+        wait = self._pings.end(gives_up, good=good, body=body) if self._pings is not None else None
         if not good and self._notify.on_failure is not None:
             self._command(self._notify.on_failure, self._environ(report, code, text), body, gives_up)
         if wait is not None:
-            wait(gives_up)
+            wait()
 
     @cached_property
     def _pings(self) -> Pings | None:

@@ -52,16 +52,16 @@ class Pings:
         """Say that a run began, and come back at once."""
         self._first = self._send("/start", body)
 
-    def end(self, *, good: bool, body: str) -> Callable[[GiveUp], None]:
+    def end(self, gives_up: GiveUp, *, good: bool, body: str) -> Callable[[], None]:
         """Say how it ended. Returns what waits for the answer.
 
         The ping of the start comes first: overtaken by the end's it would look like a run that never ends.
         """
         if self._first is not None:
-            self._await(self._first, "start", TRY_S + START_UP_S, lambda: False)
+            self._await(self._first, "start", TRY_S + START_UP_S, gives_up)
         process = self._send("" if good else "/fail", body)
 
-        def wait(gives_up: GiveUp) -> None:
+        def wait() -> None:
             if process is not None:
                 self._await(process, "success" if good else "failure", TRIES * (TRY_S + PAUSE_S) + START_UP_S, gives_up)
 

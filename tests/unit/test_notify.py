@@ -28,7 +28,7 @@ def ended(url: str, *, good: bool, started: bool = False, body: str = "as it was
     pings = Pings(url, "tests", said.append)
     if started:
         pings.start("it began")
-    pings.end(good=good, body=body)(lambda: False)
+    pings.end(lambda: False, good=good, body=body)()
     return said
 
 
@@ -76,7 +76,7 @@ def test_a_server_that_does_not_answer_is_given_up_in_time(server: Monitor, monk
 def test_the_wait_for_an_answer_ends_when_somebody_wants_to_leave(server: Monitor) -> None:
     server.answers = [0]
     said: list[str] = []
-    Pings(server.url, "tests", said.append).end(good=True, body="")(lambda: bool(server.pings))
+    Pings(server.url, "tests", said.append).end(lambda: bool(server.pings), good=True, body="")()
     assert "it was given up" in said[0]
 
 
