@@ -67,10 +67,21 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class TaskOutput:
-    """A task or a log handler in a worker wrote this text (one or more whole lines, no trailing newline)."""
+    """A task or a log handler in a worker wrote this text (one or more whole lines, no trailing newline).
+
+    level: "PRINT", or a logging level's name. logger: the record's. item: its name for a log line, where attempt is above
+    0; a record outside of a task has none. worker: its number; None = inline. traceback: of an exception that was logged.
+    at: Unix time; 0 = now.
+    """
 
     text: str
     level: str = "PRINT"
+    logger: str = ""
+    item: str | int | float | bool | None = None
+    attempt: int = 0
+    worker: int | None = None
+    traceback: str = ""
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ class Runner:
         elif isinstance(message, Away):
             self._outages.heard(heard.worker, message.why)
         elif isinstance(message, Said):
-            self._say(message)
+            self._say(message, heard.worker)
         elif isinstance(message, Failed):
             self._failure = self._failure or as_error(message)
         elif isinstance(message, Ready) and self._gathering:
@@ -273,12 +273,13 @@ class Runner:
         if self._book.durable and not order.retry:
             self._ended.append(order.no)
 
-    def _say(self, said: Said) -> None:
+    def _say(self, said: Said, worker: int) -> None:
         if said.level == "NOTICE":
             self._emit(Notice("INFO", said.text))
             return
-        if said.level != "WARNING":
-            self._emit(TaskOutput(said.text, said.level))
+        if said.logger or said.level != "WARNING":
+            number = worker if self._plan.workers else None
+            self._emit(TaskOutput(said.text, said.level, said.logger, said.item, said.attempt, number, said.traceback, said.at))
             return
         now = time.monotonic()
         if now - self._told.get(said.text, -10.0) > 5.0:  # several workers say the same at once

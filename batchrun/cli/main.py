@@ -86,7 +86,7 @@ def run_arguments(arguments: list[str], out: Output) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
-        out.say(f"Error: {type(error).__name__}: {error}")
+        out.say(f"{type(error).__name__}: {error}", "ERROR")
         return 1
     return code if isinstance(code, int) else 0
 

@@ -11,7 +11,7 @@ import typer
 
 from batchrun.cli.calling import Call, ConfigOption, DebugOption, ProfileOption, UrlOption, command
 from batchrun.cli.looking import JsonOption
-from batchrun.cli.running import QuietOption
+from batchrun.cli.offered import QuietOption
 from batchrun.errors import BatchrunError, ConfigError
 
 if TYPE_CHECKING:

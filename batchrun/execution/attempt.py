@@ -86,6 +86,8 @@ class ItemRunner:
         self.call = work.shape.bind(work.task, work.task_params)
         self._inline = inline
         self._lost = self._opening = self._past = False
+        self.at: tuple[Any, int] | None = None
+        """The item and its attempt, for what is logged meanwhile; see whereabouts.py."""
         self._logger = logging.getLogger(f"batchrun.job.{work.job}")
         self._opens_with = self._opening_statements()
         self._settle_options()
@@ -154,6 +156,7 @@ class ItemRunner:
         if isinstance(item, Unstorable):
             return self._settle(Row(spot, item, Result("failed", ItemError("NotPlainData", item.message))), recorded)
         lost = conflicts = 0
+        self.at = (item, spot.attempt)
         while True:
             try:
                 return self._attempt(spot, item, index, recorded)

@@ -179,10 +179,19 @@ class Failed(NamedTuple):
 
 
 class Said(NamedTuple):
-    """Text a task or a logger wrote, or a notice of the worker's own (WARNING) or the pool's (NOTICE)."""
+    """Text a task printed (PRINT) or logged, or a notice of the worker's own (WARNING) or the pool's (NOTICE).
+
+    logger: its name; empty for what is no log record. item, attempt: what the thread was at, the item as
+    ``items.item_name`` makes it; attempt 0 = outside of a task. traceback: of the exception it logged. at: Unix time.
+    """
 
     level: str
     text: str
+    logger: str = ""
+    item: str | int | float | bool | None = None
+    attempt: int = 0
+    traceback: str = ""
+    at: float = 0.0
 
 
 class Away(NamedTuple):

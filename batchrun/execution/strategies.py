@@ -31,6 +31,7 @@ from batchrun.execution.orders import (
 )
 from batchrun.execution.recording import RUN_ENDING, Result, Row
 from batchrun.execution.timing import Stopwatch
+from batchrun.execution.whereabouts import stay
 from batchrun.items import Item, OutcomeStatus
 from batchrun.ledger.marks import Spot
 
@@ -104,6 +105,7 @@ class OrderRunner:
         self._batched = options.batched
         self._reading = options.read_only and runner.recorder is not None
         self._plain = runner.is_plain
+        stay(runner)
 
     def run(self, sent: Sent) -> None:
         """Run an order as far as it goes; sends Settled messages and an Ended. Raises what ends the worker."""
@@ -119,6 +121,7 @@ class OrderRunner:
         try:
             self._choose(sent, items)(sent, items, report)
         finally:
+            self._runner.at = None
             report.flush()
         timing = report.watch.timing(*self._runner.take_spent())
         self._send(Ended(sent.id, monotonic() - began, self._memory(), timing))
@@ -226,6 +229,7 @@ class OrderRunner:
             if began - told >= BEGAN_S:
                 told = began
                 runner.voice.began(offset)
+            runner.at = (item, sent.attempt)
             context = runner.context(self._spot(sent, offset), item, sent.start + offset) if wants_ctx else None
             value = call(item, context, final=False)
             if gate.rolled_back:
@@ -286,6 +290,7 @@ class OrderRunner:
         given = items[low:high]
         if any(isinstance(item, Unstorable) for item in given):
             raise _FallBack
+        runner.at = (given, sent.attempt)
         context = runner.context(self._spot(sent, low), given, sent.start + low)
         if runner.work.options.read_only:
             value = runner.only_reading(given, context)

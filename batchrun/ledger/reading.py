@@ -118,6 +118,13 @@ class Reading:
         with self._engine.connect() as connection:
             return [self._of(row) for row in connection.execute(self._with_silence(query))]
 
+    def is_asked_to_pause(self, run_id: str) -> bool:
+        """Does somebody's request to pause it stand? A run that paused by itself has none."""
+        request = self._tables.request
+        with self._engine.connect() as connection:
+            wanted = connection.execute(select(request.c.wanted).where(request.c.run == run_id)).scalar()
+        return bool(wanted == "pause")
+
     def _stored(self, query: Select[Any]) -> StoredRun | None:
         with self._engine.connect() as connection:
             row = connection.execute(self._with_silence(query)).first()

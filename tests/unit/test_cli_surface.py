@@ -14,9 +14,11 @@ from tests.support.commands import CommandLine, Result
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"--config", "--database-url", "--profile", "--debug", "--help"}
-RUN_OPTIONS = {"--workers", "--threads", "--retries", "--timeout", "--max-failures", "--progress", "--quiet", "--json"}
+RUN_OPTIONS = {"--workers", "--threads", "--retries", "--timeout", "--max-failures", "--progress", "--quiet", "--json"} | {
+    "--log-format"
+}
 COMMANDS = {
-    "run": RUN_OPTIONS | {"--limit", "--transaction", "--joblog"},
+    "run": RUN_OPTIONS | {"--limit", "--transaction", "--if-running", "--joblog"},
     "resume": RUN_OPTIONS | {"--accept-changes", "--joblog"},
     "retry": RUN_OPTIONS | {"--accept-changes", "--joblog", "--only"},
     "runs": {"--limit", "--job", "--status", "--json"},
