@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 
 from batchrun.calls import Call
-from batchrun.errors import RunChanged
+from batchrun.errors import ConfigError, RunChanged
 from batchrun.execution.orders import Order
 from batchrun.fingerprints import difference
 from batchrun.items import ItemError, Outcome, OutcomeStatus
@@ -14,9 +14,19 @@ from batchrun.ledger.owner import Owner
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.outages import insistently
 from batchrun.plans import RunPlan
+from batchrun.runs import RunRecord, RunStatus
 from batchrun.settling import MOST_FAILURES
 
 DUE_PAGE = 1000
+
+
+def refuse_cancelled(run: StoredRun | RunRecord) -> None:
+    """A cancelled run goes on in no way. Raises ConfigError."""
+    if run.status is RunStatus.CANCELLED:
+        raise ConfigError(
+            f"Run {run.id} of {run.job} was cancelled, so it cannot go on: what is done stays done, the rest stays undone. "
+            f"Open a new run with: batchrun run {run.job}"
+        )
 
 
 def check_changes(call: Call, stored: StoredRun, fingerprint: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchrun.cli.calling import Call, command
+from batchrun.cli.controlling import MaxRuntimeOption, RateOption, WindowOption
 from batchrun.cli.looking import RUN_HELP
 from batchrun.errors import ConfigError
 from batchrun.runs import FINISHED, Report, RunRecord, RunStatus
@@ -141,6 +142,9 @@ def run(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    rate: RateOption = None,
+    window: WindowOption = None,
+    max_runtime: MaxRuntimeOption = None,
     progress: ProgressOption = "auto",
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -149,7 +153,8 @@ def run(
     from batchrun.cli.values import given_options
 
     texts = {"workers": workers, "threads": threads, "limit": limit, "transaction": transaction}
-    given = given_options({**texts, "retries": retries, "timeout": timeout, "max_failures": max_failures})
+    paced = {"rate": rate, "window": window, "max_runtime": max_runtime}
+    given = given_options({**texts, **paced, "retries": retries, "timeout": timeout, "max_failures": max_failures})
     shown = Shown(_mode(progress), quiet, as_json)
     return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given))
 
@@ -157,11 +162,12 @@ def run(
 def _start(session: Session, name: str, arguments: list[str], given: dict[str, Any]) -> Report:
     from batchrun.cli.values import load, typed_params
     from batchrun.config import effective_options, job_settings
+    from batchrun.windows import zoned
 
     call, settings = session.call, session.settings
     job = load(call, settings, name, given)
     params = typed_params(call, settings, job, arguments)
-    options = effective_options(settings, job, given)
+    options = zoned(effective_options(settings, job, given), job_settings(settings, job).timezone)
     place = call.place(settings)
     from batchrun.api import start_job
 
@@ -193,6 +199,9 @@ def resume(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    rate: RateOption = None,
+    window: WindowOption = None,
+    max_runtime: MaxRuntimeOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
     quiet: QuietOption = False,
@@ -203,6 +212,7 @@ def resume(
     What is settled stays as it is. The options of the run are kept; those given here win.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
+    texts |= {"rate": rate, "window": window, "max_runtime": max_runtime}
     shown = Shown(_mode(progress), quiet, as_json)
     return _again(call, shown, arguments or [], texts, accept_changes, retried=False)
 
@@ -220,6 +230,9 @@ def retry(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    rate: RateOption = None,
+    window: WindowOption = None,
+    max_runtime: MaxRuntimeOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
     quiet: QuietOption = False,
@@ -230,6 +243,7 @@ def retry(
     Changed code is accepted: a fix is why one retries. Changed parameters or input need --accept-changes.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
+    texts |= {"rate": rate, "window": window, "max_runtime": max_runtime}
     shown = Shown(_mode(progress), quiet, as_json)
     return _again(call, shown, arguments, texts, accept_changes, retried=True)
 
@@ -246,19 +260,23 @@ def _again(
 def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept_changes: bool, retried: bool) -> Report | None:
     from batchrun.api import resume_job, retry_job
     from batchrun.cli.values import given_params, load
-    from batchrun.config import effective_options
+    from batchrun.config import effective_options, job_settings
+    from batchrun.resuming import refuse_cancelled
+    from batchrun.windows import zoned
 
     call, settings = session.call, session.settings
     run = arguments.pop(0) if arguments and "=" not in arguments[0] else None
     place = call.place(settings)
     record = _record(session, place, run, retried)
+    if record is not None:
+        refuse_cancelled(record)
     if record is None or (nothing := _nothing_to_do(record, retried, call.command)):
         call.out.say("Nothing to do: there is no unfinished run." if record is None else nothing)
         return None
     kept = {**_kept(record), **given}
     job = load(call, settings, record.job, kept)
     params = given_params(call, settings, job, arguments)
-    options = effective_options(settings, job, kept)
+    options = zoned(effective_options(settings, job, kept), job_settings(settings, job).timezone)
     function = retry_job if retried else resume_job
     _prepare_forks(session, place, options)
     return function(
