@@ -176,7 +176,11 @@ class Governor:
     def _heed_health(self) -> None:
         """After each look at the database: half the workers if something is beyond its limit, one more if nothing is."""
         watch = self._plan.health
-        if watch is None or watch.looks == self._looks:
+        if watch is None:
+            return
+        if watch.looks == self._looks:
+            if watch.is_stuck:
+                self._go_unwatched()
             return
         self._looks = watch.looks
         seen, full = watch.seen, max(1, self._workers)
@@ -188,6 +192,16 @@ class Governor:
         if active != before:
             self._set_active(active)
         self._tell_health(", ".join(seen.reasons), before, full)
+
+    def _go_unwatched(self) -> None:
+        """A look that does not come to its end must not hold the run for ever."""
+        full = max(1, self._workers)
+        if self._active < full:
+            self._set_active(full)
+            self._note = ""
+            self._emit(
+                Notice("WARNING", "The database's health is asked in vain: a look does not end. The run goes on at full speed.")
+            )
 
     def _tell_health(self, reason: str, before: int, full: int) -> None:
         active = self._active

@@ -50,7 +50,7 @@ def window(value: object) -> Window:
     begin, end = int(match[1]) * 60 + int(match[2]), int(match[3]) * 60 + int(match[4])
     if begin >= _DAY or end > _DAY or int(match[2]) > 59 or int(match[4]) > 59:
         raise ValueError(f"{value!r} is no window: hours go from 00:00 to 24:00, such as '22:00-06:00'")
-    if begin == end % _DAY:
+    if begin == end or (begin and begin == end % _DAY):
         raise ValueError(f"{value!r} is no window: it ends when it begins; leave it out to run at any hour")
     if match[5] and not _is_zone(match[5]):
         raise ValueError(f"{value!r}: {match[5]!r} is no time zone; write a name such as 'Europe/Berlin' or 'UTC'")

@@ -113,6 +113,13 @@ class Shell:
             return connection.scalar(text(f"SELECT {column} FROM batchrun_run"))
 
 
+@pytest.fixture(autouse=True)
+def often(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An owner looks at what is asked ten times a second; one of these tests waits as long as people do."""
+    if "from_a_second_shell_and_resumed" not in request.node.name:
+        monkeypatch.setattr("batchrun.runner.CHECKPOINT_S", 0.1)
+
+
 @pytest.fixture
 def shell(database_url: str, tmp_path: Path) -> Shell:
     make(database_url)
@@ -437,6 +444,10 @@ def test_a_replica_that_lags_behind_is_seen(own_postgres: Server, pg_url: str) -
         assert wait_until(lambda: seen(pg_url, throttle) == ((), ()))
         with engine_for(standby.url()).connect() as connection:
             connection.execute(text("SELECT pg_wal_replay_pause()"))
+            connection.rollback()
+            plain = connection.execution_options(isolation_level="AUTOCOMMIT")
+            plain.execute(text("ALTER SYSTEM SET wal_receiver_status_interval = '1s'"))
+            plain.execute(text("SELECT pg_reload_conf()"))
         with engine_for(pg_url).begin() as connection:
             connection.execute(text("CREATE TABLE moved (id int)"))
         (reason,) = wait_until(lambda: seen(pg_url, throttle)[0], 30.0)
