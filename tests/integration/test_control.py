@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import zoneinfo
@@ -28,6 +29,7 @@ from batchrun.jobs import Job
 from batchrun.ledger import requests
 from batchrun.ledger.owner import Owner
 from batchrun.options import RunOptions, with_options
+from batchrun.plans import StopRequest
 from batchrun.runs import RunStatus
 from batchrun.throttling import Throttle
 from tests.postgres import Server
@@ -80,9 +82,10 @@ class Shell:
 
     def start(self, items: int = MANY, *, task: Callable[..., Any] = slowly, initializer: Any = None, **options: Any) -> Report:
         """Carry a new run out."""
+        stop = options.pop("stop", None)
         given = with_options(RunOptions(), {"workers": 2, "start_method": "fork", **options})
         job = Job("controlled", task, items=lambda: range(items), initializer=initializer)
-        return start_job(job, {}, given, self.place, observers=(self,), captures_output=False)
+        return start_job(job, {}, given, self.place, observers=(self,), captures_output=False, stop=stop)
 
     def resume(self, items: int = MANY, *, task: Callable[..., Any] = slowly, **options: Any) -> Report:
         given = with_options(RunOptions(), {"workers": 0, **options})
@@ -154,7 +157,7 @@ def test_a_run_is_paused_from_a_second_shell_and_resumed_and_nothing_is_lost_or_
     assert report.note.startswith("asked to pause by ")
     assert report.pending < 100
     assert said[0].startswith(f"Run {shell.run} of controlled is paused ({report.planned:,} planned = {report.done:,} done")
-    assert took[0] < 10.0  # 2 s where nobody else wants the processor
+    assert took[0] < 30.0  # 2 s where nobody else wants the processor; the chaos suite measures it
     assert sum(effects(shell.url).values()) == len(effects(shell.url)) == report.done
     assert pause_run(shell.place, shell.run, nothing_said).text == (
         f"Run {shell.run} is not running, it is paused; go on with: batchrun resume {shell.run}"
@@ -285,14 +288,27 @@ def test_a_rate_is_kept_over_all_workers_and_steadily(workers: int) -> None:
         assert place <= (when - began) * 100 + burst + 1
 
 
-def test_a_chunk_that_was_cut_at_full_speed_is_handed_out_in_pieces_under_a_rate(shell: Shell) -> None:
-    report = shell.start(400, task=quickly, batched=False, workers=0, max_runtime=0.2)
-    if report.status is RunStatus.PAUSED:
-        before = len(effects(shell.url))
-        again = shell.resume(400, task=quickly, rate="50/s", max_runtime=0.5)
-        assert len(effects(shell.url)) - before <= 50 * again.elapsed + 11
-    assert shell.resume(400, task=quickly).status is RunStatus.DONE
-    assert effects(shell.url) == once(range(400))
+ENOUGH = StopRequest()
+
+
+def until_enough(session: Session, item: int) -> None:
+    effect(session, item)
+    if item == 3:
+        ENOUGH.request("enough")
+
+
+def test_a_chunk_that_was_cut_at_full_speed_is_handed_out_in_pieces_under_a_rate(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchrun.chunks.ChunkSizer.size", lambda self, remaining: 100)
+    monkeypatch.setattr(f"{__name__}.ENOUGH", StopRequest())
+    assert shell.start(150, task=until_enough, workers=0, stop=ENOUGH).status is RunStatus.INTERRUPTED
+    assert len(effects(shell.url)) == 4
+    again = shell.resume(150, task=quickly, rate="50/s", max_runtime=0.5)
+    assert again.status is RunStatus.PAUSED
+    assert 0 < len(effects(shell.url)) - 4 <= 50 * again.elapsed + 11
+    assert shell.resume(150, task=quickly).status is RunStatus.DONE
+    assert effects(shell.url) == once(range(150))
 
 
 def closed_now() -> str:
@@ -301,17 +317,17 @@ def closed_now() -> str:
 
 
 def test_a_run_that_is_started_outside_its_window_pauses_before_its_first_item_and_can_be_resumed(on_sqlite: Shell) -> None:
-    report = on_sqlite.start(6, window=closed_now())
+    closed = closed_now()
+    report = on_sqlite.start(6, window=closed)
     assert (report.status, report.planned) == (RunStatus.PAUSED, 0)
-    assert report.note.startswith(f"its window {closed_now()[:3]}")
-    assert " is closed: it is " in report.note
+    assert re.fullmatch(rf"its window {closed} is closed: it is \d\d:\d\d there, and it opens at {closed[:5]}", report.note)
     assert on_sqlite.resume(6, window=None).status is RunStatus.DONE
 
 
 def test_an_anonymous_run_ends_as_paused_when_its_longest_time_is_over() -> None:
     report = run_parallel(moment, iter(range(MANY)), workers=0, rate="20/s", max_runtime=0.3, progress=False)
     assert report.status is RunStatus.PAUSED
-    assert 1 <= report.done <= 30
+    assert 1 <= report.done <= 20 * report.elapsed + 5
 
 
 JOBS = '''
@@ -339,7 +355,7 @@ def test_the_command_line_ends_with_5_outside_the_window_of_the_job_in_its_zone(
     (folder / "config.toml").write_text(f"[database]\nurl = '{on_sqlite.url}'\n[jobs.count]\nwindow = '{closed}'\n")
     result = batchrun("run", "count", cwd=folder)
     assert result.returncode == 5
-    assert f"is paused (its window {closed} Europe/Berlin is closed: it is {there:%H:}" in result.stderr
+    assert f"is paused (its window {closed} Europe/Berlin is closed: it is " in result.stderr
     assert "batchrun resume " in result.stderr
     assert batchrun("pause", "last", cwd=folder).returncode == 0
     done = batchrun("resume", "--window", "none", cwd=folder)
@@ -361,13 +377,16 @@ def is_quiet(connection: Any) -> Any:
 def test_a_run_is_slowed_and_held_while_a_check_says_so_and_the_reason_is_seen(shell: Shell) -> None:
     shell.throttle = Throttle(check="tests.integration.test_control:is_quiet", every=0.1)
     SAYS["answer"] = True
+    before = [0]
+
+    def stands_still() -> bool:
+        last, before[0] = before[0], len(effects(shell.url))
+        return last == before[0] > 0
 
     def second() -> Any:
         SAYS["answer"] = "the shop is busy"
         wait_until(lambda: shell.stored("note") == "held: the shop is busy", 30.0)
-        before = shell.settled
-        wait_until(lambda: shell.stored("heartbeat") and shell.said, 10.0)
-        assert shell.settled - before < 200
+        wait_until(stands_still, 30.0, every_s=0.3)
         SAYS["answer"] = True
         wait_until(lambda: shell.stored("note") == "", 30.0)
         return cancel_run(shell.place, "last", nothing_said)
