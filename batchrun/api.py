@@ -42,6 +42,8 @@ from batchrun.runs import Report
 from batchrun.sources.coerce import as_source
 from batchrun.sources.keysets import Keyset
 from batchrun.sources.source import SourceContext
+from batchrun.throttling import OFF, Throttle
+from batchrun.windows import zoned
 
 if TYPE_CHECKING:
     from batchrun.config import Settings
@@ -91,6 +93,9 @@ def run_parallel(
     accept_changes: bool = False,
     max_items_per_worker: int | None = None,
     max_worker_growth: int | str | None = None,
+    rate: float | str | None = None,
+    window: str | None = None,
+    max_runtime: float | str | timedelta | None = None,
     _given: tuple[str, ...] = (),
 ) -> Report:
     """Run ``task`` over ``items`` in parallel worker processes, each item in a Session and transaction of its own.
@@ -123,6 +128,9 @@ def run_parallel(
     accept_changes: go on with a named run although code, parameters or input changed.
     max_items_per_worker: a worker that has had so many items is replaced; None = never.
     max_worker_growth: bytes or "200MB"; a worker whose memory grew more than that since its start is replaced.
+    rate: at most so many items a second, or "100/min"; None = as fast as it goes.
+    window: "22:00-06:00", or with a time zone behind it: the hours in which it works; outside it ends as paused.
+    max_runtime: after so long it ends as paused; a named run goes on when it is called again.
 
     Returns a Report, also when items failed. Raises only when it cannot run: ConfigError, JobError, DatabaseError,
     RunChanged, AlreadyRunning. KeyboardInterrupt is raised again after a clean stop.
@@ -160,6 +168,9 @@ def iter_parallel(
     accept_changes: bool = False,
     max_items_per_worker: int | None = None,
     max_worker_growth: int | str | None = None,
+    rate: float | str | None = None,
+    window: str | None = None,
+    max_runtime: float | str | timedelta | None = None,
     ordered: bool = False,
     _given: tuple[str, ...] = (),
 ) -> Iterator[Outcome]:
@@ -199,6 +210,7 @@ def _call(given: Mapping[str, Any], written: Sequence[str]) -> Call:
     if name is not None and (not isinstance(name, str) or not name or len(name) > 200):
         raise ConfigError(f"name: {name!r} is not a text of 1 to 200 characters, such as 'backfill-2026-11'")
     options = with_options(with_options(RunOptions(), job.options), {key: given[key] for key in written if key in OPTION_NAMES})
+    options = zoned(options, job.settings.get("timezone"))
     database, ledger = given["database"], given["ledger"]
     return Call(
         job=job,
@@ -276,7 +288,10 @@ def _bar(progress: bool | None) -> Observer | None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run works and records. database: a URL or a factory. ledger: None = the same database."""
+    """Where a run works and records. database: a URL or a factory. ledger: None = the same database.
+
+    throttle: how gently it treats the database.
+    """
 
     database: Any
     folder: Path
@@ -284,6 +299,7 @@ class Place:
     connect_timeout: float = 10.0
     ledger: str | None = None
     schema: str | None = None
+    throttle: Throttle = OFF
 
     def spec(self) -> EngineSpec:
         return spec_of(self.database, pool=self.pool, connect_timeout=self.connect_timeout, folder=self.folder)
@@ -302,6 +318,7 @@ def place_of(settings: Settings) -> Place:
         connect_timeout=database.connect_timeout,
         ledger=settings.ledger.url,
         schema=settings.ledger.schema,
+        throttle=settings.throttle,
     )
 
 
@@ -340,6 +357,7 @@ def start_job(
             job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,
             fresh=True, continue_unfinished=continue_unfinished, accept_changes=accept_changes, given=given or {},
             captures_output=captures_output, observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
+            throttle=place.throttle,
         )
     )  # fmt: skip
 
@@ -373,6 +391,7 @@ def resume_job(
             job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,
             run=run, retried=retried, only=only, accept_changes=accept_changes, captures_output=captures_output,
             observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
+            throttle=place.throttle,
         )
     )  # fmt: skip
 

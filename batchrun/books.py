@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, Protocol
 from batchrun.codec import UNSTORABLE, Unstorable, dump_items, key_text, load_items
 from batchrun.execution.orders import Order
 from batchrun.items import Item, ItemError
+from batchrun.ledger import requests
 from batchrun.ledger.marks import Spot
 from batchrun.ledger.owner import Billed, Fate, Owner, asking
 from batchrun.ledger.reading import Reading
+from batchrun.ledger.requests import Request
 from batchrun.runs import Counts, RunStatus
 
 DEATHS_TO_QUARANTINE = 3
@@ -57,6 +59,15 @@ class Book(Protocol):
     def beat(self, insight: str = "") -> None:
         """The owner lives. insight: where the time went so far; "" = as it was."""
 
+    def request(self) -> Request | None:
+        """What is asked of the run from elsewhere."""
+
+    def tune(self, asked: Request, workers: int) -> None:
+        """The options that were asked for hold from now on."""
+
+    def note(self, text: str) -> None:
+        """What there is to say of the run while it goes on."""
+
     def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
         """Write how the run ended."""
 
@@ -98,6 +109,15 @@ class AnonymousBook:
         pass
 
     def beat(self, insight: str = "") -> None:
+        pass
+
+    def request(self) -> Request | None:
+        return None
+
+    def tune(self, asked: Request, workers: int) -> None:
+        pass
+
+    def note(self, text: str) -> None:
         pass
 
     def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
@@ -156,6 +176,16 @@ class DurableBook:
 
     def beat(self, insight: str = "") -> None:
         self.owner.beat(insight)
+
+    def request(self) -> Request | None:
+        with asking(), self.owner.engine.connect() as connection:
+            return requests.pending(connection, self.owner.tables, self.run)
+
+    def tune(self, asked: Request, workers: int) -> None:
+        self.owner.tune(asked, workers)
+
+    def note(self, text: str) -> None:
+        self.owner.note(text)
 
     def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
         self.owner.finish(status, note, elapsed_s, insight)

@@ -88,6 +88,9 @@ class Burials:
         if order.reached >= len(order.items):
             yield from self._through(order)
             return
+        if order.reached >= order.handed_over:  # what the worker had of it is settled, so nothing of it ran
+            yield from self._rest(order, alone=order.alone)
+            return
         options = self._plan.options
         together = options.transaction == "chunk" or options.batched or options.read_only
         several = len(died.running) > 1 or (order.exclusive is False and self._threads > 1)

@@ -18,6 +18,7 @@ from batchrun.options import RunOptions
 from batchrun.parameters import secrets_in
 from batchrun.plans import StopRequest
 from batchrun.tasks import task_shape
+from batchrun.throttling import Throttle
 
 
 @dataclass(slots=True)
@@ -52,6 +53,7 @@ class Call:
     captures_output: bool = False
     observers: Sequence[Observer] = ()
     stop: StopRequest = field(default_factory=StopRequest)
+    throttle: Throttle = field(default_factory=Throttle)
     redact: Redactor = field(default_factory=Redactor)
 
     def learn_secrets(self) -> None:

@@ -57,10 +57,15 @@ class ChunkSizer:
         self._surprise_s = 0.0
         self._bytes_per_item = 0.0
         self._size = 1
+        self._cap: int | None = None
+
+    def allow(self, workers: int, cap: int | None) -> None:
+        """From now on there are so many workers' threads, and a chunk has at most ``cap`` items, for the sake of a rate."""
+        self._lanes, self._cap = max(1, workers) * 2, cap
 
     def size(self, remaining: int | None) -> int:
         """Items for the next chunk. remaining: items still to come, None if not known; near the end chunks shrink."""
-        size = self._size
+        size = self._size if self._cap is None else min(self._size, self._cap)
         if self._bytes_per_item:
             size = min(size, max(1, int(self._most_bytes / self._bytes_per_item)))
         if remaining is not None:

@@ -35,6 +35,7 @@ from batchrun.errors import ConfigError
 from batchrun.jobs import Job
 from batchrun.masking import MASK, mask_url, names_secret, path_secrets, url_secrets
 from batchrun.options import SETTING_NAMES, FailureLimit, RunOptions, checked_option, with_options
+from batchrun.throttling import EVERY_S, OFF, Throttle
 from batchrun.toml_places import KeyPath
 
 BUILT_IN = "built-in"
@@ -45,6 +46,7 @@ _DEFAULTS: Mapping[KeyPath, object] = {
     ("run", "on_unfinished"): "new",
     ("schedule", "missed"): "run",
     ("log", "format"): "text",
+    ("throttle", "every"): EVERY_S,
 }
 _JOB_DEFAULTS = {"schedule": None, "timezone": None, "if_running": "fail", "enabled": True, "on_unfinished": "new"}
 
@@ -124,6 +126,7 @@ class Settings:
     run: Mapping[str, object]
     jobs: Mapping[str, JobSettings]
     notify: NotifySettings
+    throttle: Throttle = OFF
     searched: tuple[Path, ...] = field(default=(), repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
     layers: tuple[Layer, ...] = field(default=(), repr=False)
@@ -233,6 +236,7 @@ def _settings(
         run={str(path[1]): value for path, (value, _) in merged.items() if path[0] == "run"},
         jobs={name: _job(merged, name) for name in sorted({str(path[1]) for path in merged if path[0] == "jobs"})},
         notify=NotifySettings(get("notify", "ping_url"), get("notify", "on_failure")),
+        throttle=Throttle(**{key: get("throttle", key) for key in keys_of(TABLES["throttle"])}),
         searched=searched,
         secrets=tuple(
             dict.fromkeys([one for text in (url, ledger_url, get("notify", "ping_url")) for one in url_secrets(text or "")])

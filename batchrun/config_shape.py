@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic_core import ErrorDetails
 
 from batchrun.durations import seconds
-from batchrun.options import SETTING_NAMES, checked_option, checked_setting
+from batchrun.options import SETTING_NAMES, checked_option, checked_setting, memory_size
 from batchrun.toml_places import KeyPath
 
 Check = Callable[[object], object]
@@ -31,16 +31,23 @@ RUN_OPTIONS = (
     "read_only",
     "max_items_per_worker",
     "max_worker_growth",
+    "rate",
+    "window",
+    "max_runtime",
 )
 """The options of a run that config.toml may set; the others describe the code (``batched``) or one call (``limit``)."""
 
+_MEASURES = ("max_replica_lag", "max_waiting_locks", "max_active_sessions", "max_wal_backlog")
 NULLABLE = frozenset(
     {"workers", "timeout", "max_failures", "keep_days", "schedule", "timezone", "max_items_per_worker", "max_worker_growth"}
     | {"ping_url", "on_failure", "textfile"}
+    | {"rate", "window", "max_runtime", "check", *_MEASURES}
 )
 """Keys that take the text "none", since TOML has no null: what a lower layer set is undone."""
 
-WHOLE_NUMBERS = frozenset({"workers", "threads", "retries", "keep_days", "max_items_per_worker", "max_worker_growth"})
+WHOLE_NUMBERS = frozenset({"workers", "threads", "retries", "keep_days", "max_items_per_worker", "max_worker_growth"}) | {
+    *_MEASURES[1:]
+}
 FLAGS = frozenset({"read_only", "enabled"})
 
 
@@ -68,9 +75,17 @@ def _ping_url(value: object) -> str:
 
 
 def _factory(value: object) -> str:
+    return _function(value, "a function that returns an Engine")
+
+
+def _predicate(value: object) -> str:
+    return _function(value, "a function that takes a Connection and returns True, or why the run should slow down")
+
+
+def _function(value: object, what: str) -> str:
     module, _, name = _text(value).partition(":")
     if not name.isidentifier() or not _is_dotted(module):
-        raise ValueError(f"{value!r} names no function; write 'package.module:function', a function that returns an Engine")
+        raise ValueError(f"{value!r} names no function; write 'package.module:function', {what}")
     return f"{module}:{name}"
 
 
@@ -85,6 +100,19 @@ def _connect_timeout(value: object) -> float:
     if not 0 < found <= 3600:
         raise ValueError(f"{value!r} is not above 0 and at most an hour; write seconds, '10s' or '1m'")
     return found
+
+
+def _time_span(value: object) -> float:
+    found = seconds(value)
+    if not 0.1 <= found <= 86400:
+        raise ValueError(f"{value!r} is not from 0.1 s to a day; write seconds, '5s' or '1m'")
+    return found
+
+
+def _sessions(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 10**6:
+        raise ValueError(f"{value!r} is not a whole number of sessions from 0 to 1,000,000, such as 20")
+    return value
 
 
 def _keep_days(value: object) -> int:
@@ -199,6 +227,9 @@ class RunTable(_Table):
     read_only: Any = None
     max_items_per_worker: Any = None
     max_worker_growth: Any = None
+    rate: Any = None
+    window: Any = None
+    max_runtime: Any = None
     on_unfinished: Any = None
     checks: ClassVar[Mapping[str, Check]] = {
         **{name: _option(name) for name in RUN_OPTIONS},
@@ -254,6 +285,26 @@ class ScheduleTable(_Table):
     checks: ClassVar[Mapping[str, Check]] = {"missed": _missed}
 
 
+class ThrottleTable(_Table):
+    """``[throttle]``: when a run slows down for the database's sake."""
+
+    max_replica_lag: Any = None
+    max_waiting_locks: Any = None
+    max_active_sessions: Any = None
+    max_wal_backlog: Any = None
+    check_: Any = None
+    every: Any = None
+    model_config = ConfigDict(extra="forbid", alias_generator=lambda name: name.rstrip("_"))
+    checks: ClassVar[Mapping[str, Check]] = {
+        "max_replica_lag": _none_or("max_replica_lag", _time_span),
+        "max_waiting_locks": _none_or("max_waiting_locks", _sessions),
+        "max_active_sessions": _none_or("max_active_sessions", _sessions),
+        "max_wal_backlog": _none_or("max_wal_backlog", memory_size),
+        "check_": _none_or("check", _predicate),
+        "every": _time_span,
+    }
+
+
 class Tables(BaseModel):
     """What a profile may hold."""
 
@@ -266,6 +317,7 @@ class Tables(BaseModel):
     schedule: ScheduleTable | None = None
     log: LogTable | None = None
     metrics: MetricsTable | None = None
+    throttle: ThrottleTable | None = None
 
 
 class Document(Tables):
@@ -282,6 +334,7 @@ TABLES: Mapping[str, type[_Table]] = {
     "schedule": ScheduleTable,
     "log": LogTable,
     "metrics": MetricsTable,
+    "throttle": ThrottleTable,
 }
 
 

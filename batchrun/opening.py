@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
@@ -31,9 +32,10 @@ from batchrun.database.failures import is_driver_error
 from batchrun.database.runfolder import AliveLock
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.database.urls import passwords_in
-from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
+from batchrun.errors import AlreadyRunning, BatchrunError, ConfigError, DatabaseError, JobError
 from batchrun.events import Event, Notice, RunOpened
 from batchrun.gathering import Gathering
+from batchrun.healthwatch import HealthWatch
 from batchrun.heartbeat import Heartbeat
 from batchrun.ledger import liveness, schema
 from batchrun.ledger.owner import NewRun, Owner
@@ -44,11 +46,21 @@ from batchrun.outages import insistently, read_only_server
 from batchrun.parameters import split_call
 from batchrun.planning import put_together, run_folder_of, worker_databases
 from batchrun.plans import RunPlan
-from batchrun.resuming import check_changes, earlier_failures, params_text, pick_up, refuse_decided, unfinished_runs
+from batchrun.resuming import (
+    check_changes,
+    earlier_failures,
+    params_text,
+    pick_up,
+    refuse_cancelled,
+    refuse_decided,
+    unfinished_runs,
+)
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
-from batchrun.seating import Held, seat
+from batchrun.seating import Held, more_seats, seat
 from batchrun.sources.coerce import as_source
 from batchrun.sources.source import Source, SourceContext
+from batchrun.throttling import load_check
+from batchrun.windows import Window
 
 
 @contextmanager
@@ -86,6 +98,8 @@ class _Opening:
         stored = self._stored()
         if stored is not None and stored.is_finished and not call.retried:
             return self._finished(stored)
+        if stored is not None:
+            refuse_cancelled(stored)
         self._run = stored.id if stored else self._run
         owner = Owner(ledger, tables, self._run)
         self._lock_folder(owner)
@@ -249,6 +263,7 @@ class _Opening:
 
     def _anonymous(self, engine: Engine | None) -> RunPlan:
         call = self._call
+        health = self._watch_health()
         self._lock_folder(None)
         source, context = self._source(engine)
         bound = source.bound(context)
@@ -256,12 +271,14 @@ class _Opening:
         feed = Feed(source.read(context, None, bound), limit=call.options.limit, total=total)
         workers = seat(call, self._run, self._held, total, self._tell)
         plan = put_together(call, self._run, workers, AnonymousBook(self._run), feed, Counts(), None, writes=self._writes)
+        plan.health = health
         self._announce(plan, resumed=False)
         return plan
 
     def _durable(self, engine: Engine | None, owner: Owner, stored: StoredRun | None) -> RunPlan:
         call, reading = self._call, self._reading
         assert reading is not None
+        health = self._watch_health()  # also before there is a row: its check may not be there
         source, context = self._source(engine)
         if hasattr(source, "accept_changes"):
             source.accept_changes = call.accept_changes
@@ -292,6 +309,8 @@ class _Opening:
         earlier = insistently(lambda: reading.insight(run)) if resumed else None
         plan.gathering = Gathering(earlier, plan.counts, options.threads, call.redact)
         self._keep_alive(owner)
+        plan.fitting = partial(more_seats, call, run, tuple(self._held))
+        plan.health = health
         self._announce(plan, resumed=resumed)
         return plan
 
@@ -301,6 +320,21 @@ class _Opening:
             heartbeat = Heartbeat(owner)
             self._stack.callback(heartbeat.stop)
             heartbeat.start()
+
+    def _watch_health(self) -> HealthWatch | None:
+        """With ``[throttle]``: a thread that asks the database how it does, on a connection of its own."""
+        call, throttle = self._call, self._call.throttle
+        spec = call.database or call.ledger
+        if not throttle.is_on or spec is None:
+            return None
+        engine = control_engine(spec, application_name=f"batchrun-health:{self._run[:8]}:{call.job.name}")
+        self._stack.callback(engine.dispose)
+        if throttle.asks_server and engine.dialect.name != "postgresql":
+            raise ConfigError("[throttle]: only PostgreSQL can be asked for its health; of SQLite take only `check` and `every`.")
+        watch = HealthWatch(engine, throttle, load_check(throttle.check) if throttle.check else None)
+        self._stack.callback(watch.stop)
+        watch.start()
+        return watch
 
     def _create(self, owner: Owner, workers: int, fingerprint: dict[str, str], bound: Any, total: int | None) -> StoredRun:
         call, reading = self._call, self._reading
@@ -332,7 +366,7 @@ class _Opening:
 
 def _shown(value: Any) -> Any:
     """An option as JSON holds it."""
-    if isinstance(value, FailureLimit):
+    if isinstance(value, FailureLimit | Window):
         return str(value)
     if isinstance(value, tuple):
         return [f"{kind.__module__}.{kind.__qualname__}" for kind in value]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from batchrun.durations import seconds
 from batchrun.errors import ConfigError
+from batchrun.windows import Window, window
 
 MAX_WORKERS = 1024
 TRANSACTIONS = ("item", "chunk", "none")
@@ -54,6 +55,9 @@ class RunOptions:
     max_worker_growth: bytes of resident memory over the worker's own baseline; one that has grown more is replaced
         when its running chunk ends. None = never, because most growth ends by itself.
     idempotent: with transaction="none", an item that was cut off may run again instead of becoming unknown.
+    rate: at most so many items a second, over the whole run; None = as fast as it goes.
+    window: the hours in which it may work; outside of them it pauses itself. None = any.
+    max_runtime: after so long it pauses itself; None = never. Each resume begins anew.
     """
 
     workers: int | Literal["auto"] | None = None
@@ -72,6 +76,9 @@ class RunOptions:
     idempotent: bool = False
     max_items_per_worker: int | None = None
     max_worker_growth: int | None = None
+    rate: float | None = None
+    window: Window | None = None
+    max_runtime: float | None = None
 
 
 OPTION_NAMES = tuple(f.name for f in fields(RunOptions))
@@ -199,6 +206,35 @@ def memory_size(value: object) -> int:
     return found
 
 
+_RATE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*(s|min|m|h))?\s*", re.ASCII)
+_PER_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def rate(value: object) -> float:
+    """Read ``50``, ``"50/s"``, ``"100/min"`` or ``"6/h"`` as items a second. Raises ValueError for anything else."""
+    found = 0.0
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        found = float(value)
+    elif isinstance(value, str) and (match := _RATE.fullmatch(value)):
+        found = float(match[1]) / _PER_S[match[2] or "s"]
+    if not 0 < found < 1e9:
+        raise ValueError(f"{value!r} is no rate; write items a second or a text such as 50, '50/s', '100/min' or '6/h'")
+    return found
+
+
+def rate_shown(per_s: float) -> str:
+    """``50/s``, ``100/min``, ``6/h``: in the first unit in which it is a whole number."""
+    for times, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        if (found := round(per_s * times)) >= 1 and abs(found - per_s * times) < 1e-6:
+            return f"{found:,}/{unit}"
+    return f"{per_s:g}/s" if per_s >= 1 else f"{per_s * 3600:g}/h"
+
+
+def _unless_none(check: Callable[[object], Any]) -> Callable[[object], Any]:
+    """As ``_or_none``, and the text "none" as well: the command line undoes with it what config.toml set."""
+    return lambda value: None if value is None or value == "none" else check(value)
+
+
 _CHECKS: dict[str, Callable[[object], Any]] = {
     "workers": _or_none(_workers),
     "threads": _whole(1, 1000, "8"),
@@ -216,6 +252,9 @@ _CHECKS: dict[str, Callable[[object], Any]] = {
     "idempotent": _flag,
     "max_items_per_worker": _or_none(_whole(1, 10**12, "10000")),
     "max_worker_growth": _or_none(memory_size),
+    "rate": _unless_none(rate),
+    "window": _unless_none(window),
+    "max_runtime": _unless_none(_duration(low_open=True)),
 }
 
 

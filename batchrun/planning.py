@@ -43,6 +43,7 @@ def put_together(
         executor=executor, counts=counts, wants_results=call.wants_results, wants_outcomes=call.wants_outcomes,
         ordered=call.ordered,
         has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers), redact=call.redact,
+        throttle=call.throttle,
     )  # fmt: skip
 
 

@@ -13,10 +13,12 @@ from batchrun.events import Observer
 from batchrun.execution.orders import Order
 from batchrun.execution.pool import QUEUED, Died, Heard, Worker
 from batchrun.gathering import Gathering
+from batchrun.healthwatch import HealthWatch
 from batchrun.items import Outcome
 from batchrun.options import RunOptions
 from batchrun.ordering import chunk_limit
-from batchrun.runs import Counts
+from batchrun.runs import Counts, RunStatus
+from batchrun.throttling import Throttle
 
 
 class Executor(Protocol):
@@ -34,6 +36,7 @@ class Executor(Protocol):
     def overdue(self, limit_s: float) -> list[tuple[Worker, Order]]: ...
     def locate(self, worker: Worker, order: Order) -> str | None: ...
     def kill(self, worker: Worker) -> None: ...
+    def resize(self, workers: int, active: int) -> list[Order]: ...
     def stop(self) -> None: ...
     def leave(self) -> bool: ...
     def close(self) -> None: ...
@@ -43,15 +46,29 @@ class Executor(Protocol):
 class StopRequest:
     """Asks a run to end: the first request lets running items finish, the second ends at once.
 
-    reason: a word for the note, such as "SIGTERM". Safe to call from a signal handler.
+    reason: a word for the note, such as "SIGTERM". status: what the run becomes. Safe to call from a signal handler.
     """
 
     level: int = 0
     reason: str = ""
+    status: RunStatus = RunStatus.INTERRUPTED
+    _by_itself: bool = False
 
     def request(self, reason: str) -> None:
+        """Somebody wants it to end: a signal, Ctrl-C, a closed iterator."""
+        if self._by_itself:
+            self._by_itself = False  # the first to ask a run that is ending anyway is not impatient yet
+            return
         self.level += 1
         self.reason = self.reason or reason
+
+    def end_as(self, status: RunStatus, reason: str) -> None:
+        """It ends as paused or cancelled, once its running items are through. To cancel one that is ending counts as well."""
+        if self.level and status is not RunStatus.CANCELLED:
+            return
+        self._by_itself = self._by_itself or self.level == 0
+        self.level = max(1, self.level)
+        self.status, self.reason = status, reason
 
 
 @dataclass(slots=True)
@@ -81,6 +98,9 @@ class RunPlan:
     observers: tuple[Observer, ...] = ()
     gathering: Gathering | None = None  # where the time goes; None = nobody wants to know
     redact: Callable[[str], str] = str  # takes secrets out of notices and the note
+    throttle: Throttle = field(default_factory=Throttle)
+    health: HealthWatch | None = None
+    fitting: Callable[[int, int], tuple[int, str]] = lambda wanted, now: (wanted, "")  # how many workers fit, and why fewer
 
     @property
     def chunk_limit(self) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from batchrun.calls import Call
-from batchrun.errors import RunChanged, RunHalted, RunPaused
+from batchrun.errors import ConfigError, RunChanged, RunHalted, RunPaused
 from batchrun.execution.orders import Order
 from batchrun.fingerprints import difference
 from batchrun.items import ItemError, Outcome, OutcomeStatus
@@ -18,7 +18,7 @@ from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.outages import insistently
 from batchrun.parameters import dump_params
 from batchrun.plans import RunPlan
-from batchrun.runs import RunStatus
+from batchrun.runs import RunRecord, RunStatus
 from batchrun.settling import MOST_FAILURES
 
 DUE_PAGE = 1000
@@ -51,6 +51,15 @@ def refuse_decided(stored: StoredRun, is_asked_to_pause: Callable[[str], bool]) 
             f"Run {stored.id} of {stored.job} was halted by max_failures, so it was left alone and nothing was started. "
             f"See what went wrong with `batchrun failures {stored.id}`; then `batchrun retry {stored.id}` tries those items "
             f"again and goes on with the rest, `batchrun resume {stored.id}` goes on without them."
+        )
+
+
+def refuse_cancelled(run: StoredRun | RunRecord) -> None:
+    """A cancelled run goes on in no way. Raises ConfigError."""
+    if run.status is RunStatus.CANCELLED:
+        raise ConfigError(
+            f"Run {run.id} of {run.job} was cancelled, so it cannot go on: what is done stays done, the rest stays undone. "
+            f"Open a new run with: batchrun run {run.job}"
         )
 
 

@@ -19,7 +19,7 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from batchrun.burials import Burials
@@ -31,6 +31,7 @@ from batchrun.execution.inline import InlineExecutor
 from batchrun.execution.orders import Away, Ended, Failed, Order, Ready, Said, Settled, Unreadable
 from batchrun.execution.pool import Died, Heard
 from batchrun.gathering import timed
+from batchrun.governing import Governor
 from batchrun.items import Item, Outcome
 from batchrun.ledger.liveness import HEARTBEAT_S
 from batchrun.ledger.owner import Busy, asking
@@ -83,6 +84,7 @@ class Runner:
         self._failure: BatchrunError | None = None
         self._settling = Settling(plan, self._emit, self._wait_for_retry)
         self._burials = Burials(plan, self._settling, self._emit, self._back)
+        self._governor = Governor(plan, self._sizer, self._emit, self._not_begun)
         self.report: Report | None = None
         self.was_interrupted = False
         for due, order in plan.retries:
@@ -91,7 +93,10 @@ class Runner:
     def steps(self) -> Iterator[list[Iterable[Outcome]]]:
         """Run to the end, yielding what was settled since the last time. Raises what keeps the run from going on."""
         try:
-            self._executor.start()
+            self._attempt(self._look)
+            self._obey()
+            if self._stopping_since is None:
+                self._executor.start()
             while not self._is_over():
                 try:
                     self._obey()
@@ -120,6 +125,7 @@ class Runner:
     # Obey: what people ask, and what the limits say.
 
     def _obey(self) -> None:
+        self._governor.check_time()
         if self._settling.is_over_limit() or self._plan.stop.level:
             self._begin_stopping()
 
@@ -154,14 +160,18 @@ class Runner:
             room -= 1
         while not self._ready and (order := self._executor.recall()) is not None:
             self._in_flight -= 1
+            self._governor.taken_back(order)
             if not self._submit(order):
                 self._back(order)
 
     def _submit(self, order: Order) -> bool:
+        if not self._governor.hand_over(order):
+            return False
         if not self._executor.submit(order):
+            self._governor.taken_back(order)
             return False
         self._in_flight += 1
-        self._sizer.weigh(len(order.items), order.weight)
+        self._sizer.weigh(order.handed_over, order.weight)
         return True
 
     def _cut(self, pieces: int) -> None:
@@ -205,6 +215,11 @@ class Runner:
         if order.items:
             self._ready.appendleft(order) if first else self._ready.append(order)
 
+    def _not_begun(self, order: Order) -> None:
+        """An order that waited at a worker which gets none any more."""
+        self._in_flight -= 1
+        self._back(order)
+
     # Listen: the only place that waits.
 
     def _listen(self) -> None:
@@ -232,6 +247,8 @@ class Runner:
             return min(WAIT_S, max(BUSY_WAIT_S, self._outages.pause_left_s()))
         if self._waiting and self._stopping_since is None:
             return min(WAIT_S, max(0.0, self._waiting[0][0] - time.monotonic()))
+        if self._ready:
+            return self._governor.wait_s(WAIT_S)
         nobody_is_at_work = self._feed.exhausted and not (self._in_flight or self._ready or self._waiting)
         return 0.0 if nobody_is_at_work and self._plan.more_retries is None else WAIT_S
 
@@ -320,18 +337,33 @@ class Runner:
             return
         self._emit(Progressed(self._plan.counts, self._feed.total))  # a slow item must not look like a hang
         self._checkpointed, self._owed = now, False
+        self._attempt(self._look)
+        self._attempt(self._write_down)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """What the book is too busy for waits for the next checkpoint."""
+        began = time.monotonic()
         try:
-            self._close_chunks()
-            if now - self._beaten >= HEARTBEAT_S or self._outages.is_waiting(LEDGER):
-                is_due = self._gathering is not None and now - self._told_insight >= INSIGHT_S
-                self._book.beat(self._gathering.text() if self._gathering and is_due else "")
-                self._beaten = now
-                self._told_insight = now if is_due else self._told_insight
-                self._outages.over(LEDGER)
+            step()
         except Busy as busy:
             self.later(busy)
             # On SQLite our place at the turnstile is kept meanwhile, and no worker comes past it: come back soon.
-            self._owed = not busy.away and time.monotonic() - now < WAIT_S
+            self._owed = self._owed or (not busy.away and time.monotonic() - began < WAIT_S)
+
+    def _look(self) -> None:
+        """At what was asked from elsewhere, the hour, and the database's health."""
+        self._outages.check()
+        self._governor.look()
+
+    def _write_down(self) -> None:
+        now = time.monotonic()
+        self._close_chunks()
+        if now - self._beaten >= HEARTBEAT_S or self._outages.is_waiting(LEDGER):
+            is_due = self._gathering is not None and now - self._told_insight >= INSIGHT_S
+            self._book.beat(self._gathering.text() if self._gathering and is_due else "")
+            self._beaten = now
+            self._told_insight = now if is_due else self._told_insight
+            self._outages.over(LEDGER)
 
     def _close_chunks(self) -> None:
         if self._ended:
@@ -377,14 +409,19 @@ class Runner:
     def _verdict(self) -> tuple[RunStatus, str]:
         if self._failure is not None:
             return RunStatus.INTERRUPTED, str(self._failure).partition("\n")[0]
-        if self._plan.stop.level:
-            return RunStatus.INTERRUPTED, self._plan.stop.reason
+        stop = self._plan.stop
+        if stop.level and (stop.status is RunStatus.INTERRUPTED or not self._is_through()):
+            return stop.status, stop.reason
         if self._settling.is_over_limit():
             return RunStatus.HALTED, f"more than {self._plan.options.max_failures} items failed"
         if self._feed.error is not None:
             said = f"the source raised {type(self._feed.error).__name__}: {self._feed.error}"
             return RunStatus.INTERRUPTED, self._plan.redact(said)[:500]  # in this order, or half a secret could be left
         return RunStatus.DONE, ""
+
+    def _is_through(self) -> bool:
+        """Nothing was left to do when somebody asked for an end."""
+        return self._feed.exhausted and self._feed.error is None and not (self._uncut or self._plan.counts.pending)
 
     def _close(self, status: RunStatus, note: str) -> Report:
         elapsed = time.monotonic() - self._began

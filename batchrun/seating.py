@@ -54,6 +54,22 @@ def seat(call: Call, run: str, held: Sequence[Held], total: int | None, tell: Ca
     return fitting
 
 
+def more_seats(call: Call, run: str, held: Sequence[Held], wanted: int, now: int) -> tuple[int, str]:
+    """How many workers a run that is going on may have, of those that are asked for, and why there are fewer.
+
+    now: how many it has, whose connections are open already.
+    """
+    threads = call.options.threads
+    if wanted <= now:
+        return wanted, ""
+    answers = [limits_of(one.engine, run, threads=one.threads) for one in held if one.engine.dialect.name == "postgresql"]
+    limit = tightest(merged(found for answer in answers for found in answer or ()), threads)
+    if limit is None or limit.fitting(threads) >= wanted:
+        return wanted, ""
+    fitting = max(now, int(limit.fitting(threads)))
+    return fitting, _shrunk(limit, wanted, threads, fitting)
+
+
 def _look(run: str, held: Sequence[Held], workers: int, threads: int) -> tuple[Limit | None, bool]:
     """The limit that is in the way, if one is; and whether there is a pooler, which has its own."""
     looks = 0

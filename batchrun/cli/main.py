@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchrun.cli import checking, ledger, looking, projects, reports, running, scheduling, verifying
+from batchrun.cli import checking, controlling, ledger, looking, projects, reports, running, scheduling, verifying
 from batchrun.cli.calling import Call, ConfigOption, DebugOption, ProfileOption, UrlOption
 from batchrun.cli.output import Output, hold_standard_streams, let_go
 from batchrun.reporting.streams import GuardedStream
@@ -67,6 +67,7 @@ def batchrun(
 
 
 running.add_to(app)
+controlling.add_to(app)
 looking.add_to(app)
 verifying.add_to(app)
 reports.add_to(app)

@@ -48,10 +48,9 @@ def _list_jobs(call: Call, settings: Settings) -> int:
 
 
 def _show_job(call: Call, settings: Settings, name: str) -> int:
-    from dataclasses import asdict
-
     from batchrun.cli.values import load
     from batchrun.config import BUILT_IN, effective_options, job_settings, option_origins
+    from batchrun.options import OPTION_NAMES
     from batchrun.parameters import parameters_of
     from batchrun.reporting.tables import table
 
@@ -62,7 +61,7 @@ def _show_job(call: Call, settings: Settings, name: str) -> int:
         (one.name, one.type_text, "required" if one.required else clean(str(one).partition(" = ")[2]))
         for one in parameters_of(job).values()
     ]
-    rows = [(key, clean(_shown(value)), origins.get(key, BUILT_IN)) for key, value in asdict(options).items()]
+    rows = [(key, clean(_shown(getattr(options, key))), origins.get(key, BUILT_IN)) for key in OPTION_NAMES]
     own = job_settings(settings, job)
     rows += [(key, _shown(getattr(own, key)), "") for key in ("schedule", "timezone", "if_running", "enabled", "on_unfinished")]
     call.out.result(f"{job.name}: {clean(job.summary)}" if job.summary else job.name)

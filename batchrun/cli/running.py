@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from batchrun.cli.calling import Call, command
+from batchrun.cli.controlling import MaxRuntimeOption, RateOption, WindowOption
 from batchrun.cli.offered import (
     AcceptOption,
     IfRunningOption,
@@ -95,6 +96,9 @@ def run(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    rate: RateOption = None,
+    window: WindowOption = None,
+    max_runtime: MaxRuntimeOption = None,
     if_running: IfRunningOption = None,
     progress: ProgressOption = "auto",
     joblog: JoblogOption = None,
@@ -108,7 +112,8 @@ def run(
 
     shown = _shown(call, progress, quiet, as_json, joblog, log_format)
     texts = {"workers": workers, "threads": threads, "limit": limit, "transaction": transaction}
-    given = given_options({**texts, "retries": retries, "timeout": timeout, "max_failures": max_failures})
+    paced = {"rate": rate, "window": window, "max_runtime": max_runtime}
+    given = given_options({**texts, **paced, "retries": retries, "timeout": timeout, "max_failures": max_failures})
     policy = checked_policy(if_running)
     return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given, policy), job)
 
@@ -117,11 +122,12 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
     from batchrun.cli.overlap import is_running, start_or_yield
     from batchrun.cli.values import load, typed_params
     from batchrun.config import effective_options, job_settings
+    from batchrun.windows import zoned
 
     call, settings = session.call, session.settings
     job = load(call, settings, name, given)
     params = typed_params(call, settings, job, arguments)
-    options = effective_options(settings, job, given)
+    options = zoned(effective_options(settings, job, given), job_settings(settings, job).timezone)
     place = call.place(settings)
     from batchrun.api import start_job
 
@@ -161,6 +167,9 @@ def resume(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    rate: RateOption = None,
+    window: WindowOption = None,
+    max_runtime: MaxRuntimeOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
     joblog: JoblogOption = None,
@@ -173,6 +182,7 @@ def resume(
     What is settled stays as it is. The options of the run are kept; those given here win.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
+    texts |= {"rate": rate, "window": window, "max_runtime": max_runtime}
     shown = _shown(call, progress, quiet, as_json, joblog, log_format)
     return _again(call, shown, arguments or [], texts, accept_changes, retried=False)
 
@@ -186,6 +196,9 @@ def retry(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    rate: RateOption = None,
+    window: WindowOption = None,
+    max_runtime: MaxRuntimeOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
     joblog: JoblogOption = None,
@@ -198,6 +211,7 @@ def retry(
     Changed code is accepted: a fix is why one retries. Changed parameters or input need --accept-changes.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
+    texts |= {"rate": rate, "window": window, "max_runtime": max_runtime}
     shown = _shown(call, progress, quiet, as_json, joblog, log_format)
     return _again(call, shown, arguments, texts, accept_changes, retried=True, only=only or [])
 
@@ -223,12 +237,16 @@ def _go_on(
 ) -> Report | None:
     from batchrun.api import resume_job, retry_job
     from batchrun.cli.values import given_params, load
-    from batchrun.config import effective_options
+    from batchrun.config import effective_options, job_settings
+    from batchrun.resuming import refuse_cancelled
+    from batchrun.windows import zoned
 
     call, settings = session.call, session.settings
     run = arguments.pop(0) if arguments and "=" not in arguments[0] else None
     place = call.place(settings)
     record = _record(session, place, run, retried)
+    if record is not None:
+        refuse_cancelled(record)
     if record is None or (nothing := _nothing_to_do(record, retried, call.command)):
         call.out.say("Nothing to do: there is no unfinished run." if record is None else nothing)
         return None
@@ -236,7 +254,7 @@ def _go_on(
     kept = {**_kept(record), **given}
     job = load(call, settings, record.job, kept)
     params = given_params(call, settings, job, arguments)
-    options = effective_options(settings, job, kept)
+    options = zoned(effective_options(settings, job, kept), job_settings(settings, job).timezone)
     function = functools.partial(retry_job, only=wanted) if retried else resume_job
     _prepare_forks(session, place, options)
     return function(

@@ -28,7 +28,7 @@ class InlineExecutor:
         self._messages: list[Message] = []
         self._heard: list[tuple[Message, Order | None]] = []
         self._next_order = 0
-        self._stopped = False
+        self._stopped = self._is_held = False
         self.on_away: Callable[[str], None] | None = None
         """Called at once when the database is waited for: other messages are heard only at an order's end."""
 
@@ -63,8 +63,14 @@ class InlineExecutor:
             time.sleep(min(left, 0.1))
         return stopping
 
+    def resize(self, workers: int, active: int) -> list[Order]:
+        """There is nobody but us, who may be held."""
+        self._is_held = active < 1
+        taken, self._waiting = (list(self._waiting), deque()) if self._is_held else ([], self._waiting)
+        return taken
+
     def room(self) -> int:
-        return 0 if self._stopped else 1 - len(self._waiting)
+        return 0 if self._stopped or self._is_held else 1 - len(self._waiting)
 
     def idle(self) -> int:
         return self.room()

@@ -35,6 +35,7 @@ class Order:
     run in the worker meanwhile. deaths: how often its first item has killed a worker (anonymous runs).
     reached: how many of the items are settled. late_at: which of them overran its time limit, so that its worker had to
     be killed; found: what is known about where it was. weight: bytes on the wire. singly: the items must be pickled one by one.
+    most: the worker gets only so many of them, for the sake of a rate; the rest is another order's. None = all.
     """
 
     no: int
@@ -53,6 +54,12 @@ class Order:
     late_at: int | None = None
     found: str = ""
     weight: int = 0
+    most: int | None = None
+
+    @property
+    def handed_over(self) -> int:
+        """How many of its items the worker gets."""
+        return len(self.items) if self.most is None else min(self.most, len(self.items))
 
     def rest(self, **changes: Any) -> Order:
         """What is left of it, as a new order."""
@@ -248,12 +255,13 @@ def sent(order: Order) -> Sent:
 
 def encode_items(order: Order) -> bytes | list[bytes]:
     """Pickle an order's items: together where that works, else each by itself with the bad ones replaced."""
+    items = order.items if order.most is None else order.items[: order.most]
     if not order.singly:
         try:
-            return pickle.dumps(order.items, protocol=pickle.HIGHEST_PROTOCOL)
+            return pickle.dumps(items, protocol=pickle.HIGHEST_PROTOCOL)
         except Exception:
             pass
-    return [_encode_one(item) for item in order.items]
+    return [_encode_one(item) for item in items]
 
 
 def _encode_one(item: Item) -> bytes:

@@ -102,7 +102,7 @@ class LocalPool:
 
     def __init__(self, launcher: Launcher, workers: int, options: RunOptions) -> None:
         self._launcher = launcher
-        self._wanted = workers
+        self._wanted = self._active = workers
         self._threads = options.threads
         self._limits = Limits(options.max_items_per_worker, options.max_worker_growth)
         self._oom = OomWatch()
@@ -143,9 +143,32 @@ class LocalPool:
         found = self._workers.get(worker)
         return time.monotonic() - found.began if found else 0.0
 
+    def resize(self, workers: int, active: int) -> list[Order]:
+        """From now on there are so many workers, of which ``active`` get orders.
+
+        Surplus ones end what they run and leave. Returns the orders that waited at those that get none: they were not begun.
+        """
+        self._wanted, self._active = workers, active
+        for worker in self._staying()[workers:]:
+            worker.is_full = True
+        open_to = self._open()
+        closed = [worker for worker in self._workers.values() if worker not in open_to]
+        taken = [self._take_out(worker, number) for worker in closed for number in iter(worker.offers.take_back, None)]
+        for worker in closed:
+            self._let_go_if_full(worker)
+        return taken
+
+    def _staying(self) -> list[Worker]:
+        """Workers that do not leave after what they have, the oldest first."""
+        return [worker for worker in self._workers.values() if not (worker.is_full or worker.is_leaving)]
+
+    def _open(self) -> list[Worker]:
+        """Workers that may get orders."""
+        return self._staying()[: self._active]
+
     def room(self) -> int:
         """How many more orders can be handed over now."""
-        return sum(self._room_of(worker) for worker in self._workers.values())
+        return sum(self._room_of(worker) for worker in self._open())
 
     def idle(self) -> int:
         """Workers that are ready and have nothing at all."""
@@ -158,7 +181,7 @@ class LocalPool:
 
     def submit(self, order: Order) -> bool:
         """Hand an order to the worker with the least to do. False when it must wait: an exclusive one for an idle worker."""
-        open_to = [worker for worker in self._workers.values() if self._room_of(worker) and self._fits(worker, order)]
+        open_to = [worker for worker in self._open() if self._room_of(worker) and self._fits(worker, order)]
         if order.exclusive:
             open_to = [worker for worker in open_to if not worker.orders]
         if not open_to:
@@ -168,7 +191,7 @@ class LocalPool:
         order.id = self._next_order
         worker.exclusive = order.exclusive
         worker.orders[order.id] = order
-        worker.life.assigned += len(order.items)
+        worker.life.assigned += order.handed_over
         worker.is_full = worker.is_full or worker.life.is_full()
         self._send_order(worker, order)
         self._start_clocks(worker)
@@ -176,7 +199,7 @@ class LocalPool:
 
     def _fits(self, worker: Worker, order: Order) -> bool:
         """Has the worker so many items left? One that has not is full, and leaves as soon as it has nothing to do."""
-        if worker.life.fits(len(order.items)):
+        if worker.life.fits(order.handed_over):
             return True
         worker.is_full = True
         self._let_go_if_full(worker)
@@ -196,16 +219,21 @@ class LocalPool:
 
         The worker that had it never begins it.
         """
-        if not any(self._room_of(worker) and len(worker.orders) < self._threads for worker in self._workers.values()):
+        if not any(self._room_of(worker) and len(worker.orders) < self._threads for worker in self._open()):
             return None
         for worker in self._workers.values():
             if len(worker.orders) > self._threads and (number := worker.offers.take_back()) is not None:
-                order = worker.orders.pop(number)
-                worker.clocks.pop(number, None)
-                worker.life.assigned -= len(order.items)
-                self._start_clocks(worker)
-                return order
+                return self._take_out(worker, number)
         return None
+
+    def _take_out(self, worker: Worker, number: int) -> Order:
+        """An order that the worker will not begin any more."""
+        order = worker.orders.pop(number)
+        worker.clocks.pop(number, None)
+        worker.life.assigned -= order.handed_over
+        worker.exclusive = worker.exclusive and not order.exclusive
+        self._start_clocks(worker)
+        return order
 
     def resend(self, worker: int, order: Order) -> None:
         """The worker could not read the order's items together: send them one by one."""

@@ -26,7 +26,7 @@ from batchrun.database.pooler import is_pooled
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.errors import AlreadyRunning
 from batchrun.items import ItemError
-from batchrun.ledger import liveness
+from batchrun.ledger import liveness, requests
 from batchrun.ledger.insights import write_insight
 from batchrun.ledger.marks import Fenced, Spot
 from batchrun.ledger.reading import now_expression
@@ -51,17 +51,19 @@ class Busy(Exception):
 
 @contextmanager
 def asking() -> Iterator[None]:
-    """Around what is read or written by the way: raises Busy while the database is away."""
+    """Around what is read or written by the way: raises Busy while the database is away, or another has it."""
     try:
         yield
     except DBAPIError as error:
-        if not is_away(error):
-            raise
-        raise _away(error) from None
+        raise _busy(error) or error from None
 
 
-def _away(error: DBAPIError) -> Busy:
-    return Busy(" ".join(message_of(error).split()), away=True, read_only=sqlstate_of(error) == READ_ONLY_STATE)
+def _busy(error: DBAPIError) -> Busy | None:
+    """Busy, where it may work later."""
+    away, said = is_away(error), " ".join(message_of(error).split())
+    if away or meaning_of(error, is_lost=False, retry_on=()) in (Meaning.RETRY, Meaning.CONFLICT):
+        return Busy(said, away=away, read_only=away and sqlstate_of(error) == READ_ONLY_STATE)
+    return None
 
 
 @dataclass(slots=True)
@@ -131,13 +133,10 @@ class Owner:
                         connection.exec_driver_sql("SET LOCAL lock_timeout = '1s'")
                     yield connection
         except DBAPIError as error:
-            if is_away(error):
-                if sqlstate_of(error) == READ_ONLY_STATE:
-                    self.engine.dispose()  # the next connection may lead to the server that takes writes
-                raise _away(error) from None
-            if meaning_of(error, is_lost=False, retry_on=()) in (Meaning.RETRY, Meaning.CONFLICT):
-                raise Busy(" ".join(message_of(error).split())) from None
-            raise
+            busy = _busy(error)
+            if busy is not None and busy.read_only:
+                self.engine.dispose()  # the next connection may lead to the server that takes writes
+            raise busy or error from None
         finally:
             if self.turn:
                 self.turn.leave()
@@ -181,6 +180,7 @@ class Owner:
         """Become the owner of a run seen at ``seen_epoch``. Raises AlreadyRunning when somebody was quicker."""
         run = self.tables.run
         with self.writing() as connection:
+            before = connection.execute(select(run.c.status).where(run.c.id == self.run)).scalar()
             found = connection.execute(
                 update(run)
                 .where(run.c.id == self.run, run.c.epoch == seen_epoch)
@@ -197,6 +197,7 @@ class Owner:
             if found.rowcount != 1 and not self._is_mine(connection, seen_epoch + 1):
                 holder = self._holder(connection)
                 raise AlreadyRunning(f"Run {self.run} was taken over by {holder} at this very moment; it goes on there.")
+            requests.taken_over(connection, self.tables, self.run, str(before))
         self.epoch = seen_epoch + 1
 
     def _is_mine(self, connection: Connection, epoch: int) -> bool:
@@ -326,14 +327,27 @@ class Owner:
         """Say that the owner lives. insight: where the run's time went so far, as JSON; "" = what is there stays."""
         self._update_run(insight, heartbeat=now_expression(self.engine.dialect.name))
 
-    def _update_run(self, insight: str = "", **values: Any) -> None:
-        run = self.tables.run
+    def note(self, text: str) -> None:
+        """What there is to say of the run while it goes on, such as why it is slow."""
+        self._update_run(note=text)
+
+    def tune(self, asked: requests.Request, workers: int) -> None:
+        """What was asked for holds from now on. Raises Fenced."""
         with self.writing() as connection:
-            found = connection.execute(update(run).where(run.c.id == self.run, run.c.epoch == self.epoch).values(**values))
-            if found.rowcount != 1:
+            if not requests.tune(connection, self.tables, self.run, self.epoch, asked, workers):
                 raise self._fenced(connection)
-            if insight:
-                write_insight(connection, self.tables, self.run, self.epoch, insight)
+
+    def _update_run(self, insight: str = "", **values: Any) -> None:
+        with self.writing() as connection:
+            self._update_in(connection, insight, **values)
+
+    def _update_in(self, connection: Connection, insight: str = "", **values: Any) -> None:
+        run = self.tables.run
+        found = connection.execute(update(run).where(run.c.id == self.run, run.c.epoch == self.epoch).values(**values))
+        if found.rowcount != 1:
+            raise self._fenced(connection)
+        if insight:
+            write_insight(connection, self.tables, self.run, self.epoch, insight)
 
     def end_chunks(self, numbers: Sequence[int]) -> None:
         """Close chunks that are through and drop their payloads, in one transaction."""
@@ -465,8 +479,10 @@ class Owner:
     def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
         """Write how the run ended. Raises Fenced."""
         now = now_expression(self.engine.dialect.name)
-        run = self.tables.run
-        self._update_run(insight, status=status.value, note=note, ended=now, heartbeat=now, elapsed=run.c.elapsed + elapsed_s)
+        elapsed = self.tables.run.c.elapsed + elapsed_s
+        with self.writing() as connection:
+            self._update_in(connection, insight, status=status.value, note=note, ended=now, heartbeat=now, elapsed=elapsed)
+            requests.ended(connection, self.tables, self.run, status)
 
 
 def _fate(row: Any) -> Fate:

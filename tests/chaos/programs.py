@@ -50,8 +50,10 @@ def add_one(session: Session, item: int, ctx: Context, *, pause: float = 0.003) 
 
 
 @add_one.items
-def accounts():
-    return keyset(select(table("accounts", column("id")).c.id))
+def accounts(untouched: bool = False):
+    """untouched: only those that nobody has added to yet."""
+    known = table("accounts", column("id"), column("n")).c
+    return keyset(select(known.id).where(known.n == 0) if untouched else select(known.id))
 '''
 JOB = "add_one"
 

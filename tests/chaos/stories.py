@@ -19,6 +19,7 @@ from tests.chaos import (  # noqa: F401  # importing a module registers its scen
     parents,
     poolers,
     servers,
+    shells,
     sources,
     streams,
     transactions,
