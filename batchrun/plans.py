@@ -14,6 +14,7 @@ from batchrun.execution.pool import QUEUED, Died, Heard, Worker
 from batchrun.items import Outcome
 from batchrun.options import RunOptions
 from batchrun.ordering import chunk_limit
+from batchrun.rehearsal import Measured, Rehearsal
 from batchrun.runs import Counts
 
 
@@ -51,6 +52,13 @@ class StopRequest:
         self.reason = self.reason or reason
 
 
+class Rehearsing(Protocol):
+    """What a dry run measures is told here."""
+
+    def add(self, measured: Measured) -> None: ...
+    def result(self, workers: int, most: int | None) -> Rehearsal: ...
+
+
 @dataclass(slots=True)
 class RunPlan:
     """What a run consists of, put together by the API."""
@@ -77,6 +85,7 @@ class RunPlan:
     stop: StopRequest = field(default_factory=StopRequest)
     observers: tuple[Observer, ...] = ()
     redact: Callable[[str], str] = str  # takes secrets out of notices and the note
+    rehearsing: Rehearsing | None = None  # of a dry run
 
     @property
     def chunk_limit(self) -> int | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from batchrun.options import RunOptions
     from batchrun.plans import StopRequest
     from batchrun.reporting.progress import Progress
+    from batchrun.sources.sampling import Sample
 
 EXIT_CODES = {
     RunStatus.DONE: 0,
@@ -70,6 +71,18 @@ ThreadsOption = Annotated[
     ),
 ]
 LimitOption = Annotated[str | None, typer.Option("--limit", metavar="N", help="Plan at most N items. Default: all.")]
+SampleOption = Annotated[
+    str | None,
+    typer.Option("--sample", metavar="N|P%", help="Plan a random sample: N items, or P% of them. Default: all."),
+]
+SeedOption = Annotated[
+    str | None,
+    typer.Option("--seed", metavar="N", help="Draw the same sample again. Default: another one each time; it is said."),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Run the tasks for real, roll every item back, record nothing; report what was found."),
+]
 TransactionOption = Annotated[
     str | None,
     typer.Option(
@@ -122,6 +135,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """What of the job is run: a sample, for real or not."""
+
+    sample: Sample | None
+    is_dry: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
     """How a run is shown."""
 
@@ -137,6 +158,9 @@ def run(
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     limit: LimitOption = None,
+    sample: SampleOption = None,
+    seed: SeedOption = None,
+    dry_run: DryRunOption = False,
     transaction: TransactionOption = None,
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
@@ -146,15 +170,16 @@ def run(
     as_json: JsonOption = False,
 ) -> int:
     """Run a job: open a new run and carry it out."""
-    from batchrun.cli.values import given_options
+    from batchrun.cli.values import given_options, given_sample
 
     texts = {"workers": workers, "threads": threads, "limit": limit, "transaction": transaction}
     given = given_options({**texts, "retries": retries, "timeout": timeout, "max_failures": max_failures})
+    taken = Taken(given_sample(sample, seed, limit), dry_run)
     shown = Shown(_mode(progress), quiet, as_json)
-    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given))
+    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given, taken))
 
 
-def _start(session: Session, name: str, arguments: list[str], given: dict[str, Any]) -> Report:
+def _start(session: Session, name: str, arguments: list[str], given: dict[str, Any], taken: Taken) -> Report:
     from batchrun.cli.values import load, typed_params
     from batchrun.config import effective_options, job_settings
 
@@ -168,8 +193,9 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
     _prepare_forks(session, place, options)
     continues = job_settings(settings, job).on_unfinished == "resume"
     return start_job(
-        job, params, options, place, given=given, observers=session.observers, stop=session.stop, continue_unfinished=continues
-    )
+        job, params, options, place, given=given, observers=session.observers, stop=session.stop, continue_unfinished=continues,
+        sample=taken.sample, dry_run=taken.is_dry,
+    )  # fmt: skip
 
 
 def _prepare_forks(session: Session, place: Place, options: RunOptions) -> None:
@@ -307,6 +333,7 @@ class Session:
     open_before: Open
     observers: tuple[Observer, ...] = ()
     run: str = ""
+    is_dry: bool = False
     settled_before: int = 0
     report: Report | None = None
 
@@ -342,24 +369,28 @@ def _remember(session: Session, event: Event, opened: Callable[[], None]) -> Non
     from batchrun.events import RunEnded, RunOpened
 
     if isinstance(event, RunOpened):
-        session.run, session.settled_before = event.run, event.counts.settled
+        session.run, session.settled_before, session.is_dry = event.run, event.counts.settled, event.is_dry
         opened()
     elif isinstance(event, RunEnded):
         session.report = event.report
 
 
 def _advice(session: Session) -> str:
+    if session.is_dry:
+        return "press Ctrl-C again to stop at once; a dry run leaves nothing to resume"
     return f"press Ctrl-C again to stop at once; resume with: {session.call.command} resume {session.run}"
 
 
 def _print_report(session: Session, report: Report | None) -> None:
-    from batchrun.reporting import jsonout, text
+    from batchrun.reporting import jsonout, rehearsal, text
 
     if report is None:
         return
     out, before = session.call.out, session.settled_before
     if not (session.shown.quiet and report.ok):
         out.say("\n".join(text.summary(report, settled_before=before, command=session.call.command)))
+        if report.rehearsal is not None:
+            out.say("\n".join(rehearsal.lines(report.rehearsal, report.counts)))
     if session.shown.as_json:
         out.result(jsonout.dumped(jsonout.report_json(report, settled_before=before)))
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from batchrun.reporting import rehearsal
 from batchrun.runs import Counts, FailureRecord, Report, RunRecord
 
 SCHEMA = 1
@@ -19,13 +20,14 @@ def report_json(report: Report, *, settled_before: int = 0) -> dict[str, Any]:
     """What ``run --json`` prints. settled_before: as in ``text.summary``."""
     return {
         "schema": SCHEMA,
-        "run": report.run,
+        "run": report.run if report.rehearsal is None else None,
         "job": report.job,
         "status": report.status.value,
         **_counts(report.counts),
         **_speed(report.counts.settled - settled_before, report.elapsed),
         "workers": report.workers,
         "guarantee": report.guarantee,
+        **({} if report.rehearsal is None else {"rehearsal": rehearsal.as_json(report.rehearsal)}),
     }
 
 

@@ -117,7 +117,7 @@ class Progress:
             self._bar = None
 
     def _open(self, event: RunOpened) -> None:
-        self._run, self._began = event.run, self._clock()
+        self._run, self._began = "" if event.is_dry else event.run, self._clock()
         self._drawn, self._total = self._began, event.total
         self._pace = Pace(event.counts.settled)
         if not self._quiet and not self._in_api:
@@ -153,8 +153,13 @@ class Progress:
         if self._troubles <= SHOWN_TROUBLES:
             self.above(trouble_text(event.outcome))
         elif self._troubles == SHOWN_TROUBLES + 1:
-            where = "report.failures" if self._in_api else f"{self._command} failures {self._run}"
-            self.above(f"More than {SHOWN_TROUBLES} items went wrong; the others are not shown here but in: {where}")
+            self.above(f"More than {SHOWN_TROUBLES} items went wrong; the others are not shown here but in: {self._elsewhere()}")
+
+    def _elsewhere(self) -> str:
+        """Where all that went wrong can be read."""
+        if self._in_api:
+            return "report.failures"
+        return f"{self._command} failures {self._run}" if self._run else "the report below, by class"
 
     def _say(self, level: str, text: str) -> None:
         if level in _LOUD or not self._quiet:
@@ -172,6 +177,8 @@ def _opening(event: RunOpened) -> str:
     total = "items" if event.total is None else items_text(event.total)
     settled = f", {event.counts.settled:,} of them settled before" if event.resumed else ""
     workers = "inline" if event.workers == 0 else f"{event.workers} worker{'' if event.workers == 1 else 's'}"
+    if event.is_dry:
+        return f"Dry run of {event.job}: {total}, {workers}"
     guarantee = "" if event.guarantee == "exactly-once" else f", {GUARANTEES.get(event.guarantee, event.guarantee)}"
     return f"Run {event.run} of {event.job}{' goes on' if event.resumed else ''}: {total}{settled}, {workers}{guarantee}"
 
