@@ -24,8 +24,12 @@ from batchrun.rehearsal import FORECAST_WORKERS, Costs, Expected
 MARK_S = 0.00004
 """What a mark adds to a transaction that has to be begun anyway; a dry run has no ledger to try it on."""
 
-CHUNK_S = 0.001
-"""What the parent takes to record a chunk and to close it."""
+CHUNK_S = 0.0005
+"""What the database takes to record a chunk and to close it, beside a COMMIT and its bytes."""
+
+BYTE_S = 2e-9
+SQLITE_BYTE_S = 3e-8
+"""The same for each byte of the chunk's items: SQLite writes them into its log, into its file, and frees them again."""
 
 MOST_CHUNKS = 2000
 """Cut in thought, to see how large they become; behind them all are as large as the last."""
@@ -37,8 +41,8 @@ class Setting:
 
     workers: of the dry run, 0 = inline. threads: in each worker. cores: of this machine. shares_cores: the server computes
     on them as well. one_writer: SQLite, and the run writes. per_item: each item has a transaction of its own. reads: nothing
-    is committed. parent_s: the parent's processor time an item. start_s: until the first order began.
-    most: items a chunk may have, if fewer than usual. wait_s, None: seconds.
+    is committed. item_bytes: of one, as the ledger holds it until its chunk ends. parent_s: the parent's processor time an
+    item. start_s: until the first order began. most: items a chunk may have, if fewer than usual.
     """
 
     workers: int
@@ -50,6 +54,7 @@ class Setting:
     batched: bool
     reads: bool
     parent_s: float
+    item_bytes: float
     start_s: float
     most: int | None = None
 
@@ -98,7 +103,12 @@ def _with_commit(item: Item, commit_s: float, size: float, setting: Setting) -> 
     """What the real run has beside the dry run: marks, and COMMIT instead of ROLLBACK."""
     transactions = 1.0 if setting.per_item and not setting.reads else 1.0 / size
     more = transactions * (commit_s + MARK_S)
-    return Item(item.wall + more, item.cpu, item.server, item.locked + more)
+    if setting.one_writer:  # who has to wait while the parent writes
+        ledger = (CHUNK_S + commit_s) / size + setting.item_bytes * SQLITE_BYTE_S
+        return Item(item.wall + more + ledger, item.cpu, 0.0, item.locked + more + ledger)
+    ledger = CHUNK_S / size + setting.item_bytes * BYTE_S  # by the server, beside the workers
+    server = ledger if setting.shares_cores else 0.0
+    return Item(item.wall + more + server, item.cpu, item.server + server, item.locked)
 
 
 def _slowness(costs: Costs, setting: Setting) -> float:

@@ -44,7 +44,7 @@ from batchrun.outages import insistently, read_only_server
 from batchrun.parameters import dump_params, split_call
 from batchrun.planning import file_of, put_together, run_folder_of, worker_databases
 from batchrun.plans import RunPlan
-from batchrun.rehearsing import Rehearsing, check_dry_run, notices
+from batchrun.rehearsing import RehearsalBook, Rehearsing, check_dry_run, notices
 from batchrun.resuming import check_changes, earlier_failures, pick_up
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
 from batchrun.seating import Held, seat
@@ -277,9 +277,9 @@ class _Opening:
         limit = None if call.sample else call.options.limit
         feed = Feed(source.read(context, None, bound), limit=limit, total=total)
         workers = seat(call, self._run, self._held, total, self._tell)
-        rehearsing = Rehearsing(call, engine, whole=whole)
+        book = RehearsalBook(self._run)
+        rehearsing = Rehearsing(call, engine, book, whole=whole)
         call.observers = [*call.observers, rehearsing.observe]
-        book = AnonymousBook(self._run)
         plan = put_together(call, self._run, workers, book, feed, Counts(), None, writes=self._writes, rehearsing=rehearsing)
         self._announce(plan, resumed=False)
         return plan

@@ -7,18 +7,22 @@ the end   -> Rehearsal: figures an item, and a forecast of the whole source
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from batchrun.books import AnonymousBook
 from batchrun.calls import Call
+from batchrun.codec import dump_items
 from batchrun.errors import BatchrunError, ConfigError
 from batchrun.events import Event, ItemTrouble, Notice
 from batchrun.execution.rehearsing import LOCAL
 from batchrun.forecast import Setting, bound_by, expected
+from batchrun.items import Item
 from batchrun.ledger.reading import Reading, open_reading
 from batchrun.rehearsal import Costs, Measured, Rehearsal
 from batchrun.seating import cores
@@ -31,6 +35,9 @@ LASTING = (
     "Dry run: each item runs in a real transaction, which is rolled back. A rollback does not undo effects outside the database, "
     "numbers taken from sequences, and what an initializer does."
 )
+ENOUGH_S = 1.0
+"""Of work, below which whatever else the machine does for a moment weighs too much."""
+
 BY_SESSION = "as the server counts it for the workers' own sessions"
 BY_SERVER = "of the whole server meanwhile, other sessions included"
 
@@ -58,12 +65,29 @@ def running_now(call: Call, ledger: Engine) -> str:
     )
 
 
+class RehearsalBook(AnonymousBook):
+    """Writes chunks out as the ledger would hold them, and forgets them: what that takes is part of a run.
+
+    bytes, items: written so far.
+    """
+
+    def __init__(self, run: str) -> None:
+        super().__init__(run)
+        self.bytes = self.items = 0
+
+    def cut(self, no: int, pieces: Sequence[list[Item]], frontiers: Sequence[Any]) -> None:
+        for piece in pieces:
+            self.bytes += len(dump_items(piece))
+            self.items += len(piece)
+
+
 class Rehearsing:
     """Gathers what a dry run shows. An observer of the run, too."""
 
-    def __init__(self, call: Call, engine: Engine, *, whole: int | None) -> None:
+    def __init__(self, call: Call, engine: Engine, book: RehearsalBook, *, whole: int | None) -> None:
         self._call = call
         self._engine = engine
+        self._book = book
         self._whole = whole
         self._costs = Costs()
         self._found = Rehearsal()
@@ -119,7 +143,7 @@ class Rehearsing:
             one_writer=is_sqlite and not options.read_only,
             per_item=options.transaction == "item" and not options.batched, batched=options.batched, reads=options.read_only,
             parent_s=(time.process_time() - self._cpu) / costs.items if workers and costs.items else 0.0,
-            start_s=max(0.0, self._first_s or 0.0), most=most,
+            item_bytes=self._book.bytes / max(1, self._book.items), start_s=max(0.0, self._first_s or 0.0), most=most,
         )  # fmt: skip
 
     # The write-ahead log.
@@ -149,6 +173,10 @@ class Rehearsing:
                 f"{self._found.partial} items ended their transaction past the session: what they wrote before that is "
                 "COMMITTED, although this was a dry run. Look at what they left."
             )
+        measured_s = self._costs.wall.sum
+        if self._costs.items and measured_s < ENOUGH_S and (self._whole is None or self._costs.items < self._whole):
+            more = f"{10 ** math.ceil(math.log10(self._costs.items * ENOUGH_S / max(measured_s, 0.001))):,}".replace(",", "")
+            notes.append(f"Only {measured_s:.1g} s of work were measured; a sample of {more} makes the forecast firmer.")
         if self._whole is None:
             notes.append("Nobody knows how many items the source has, so the forecast is for a million.")
         if not setting.shares_cores:
