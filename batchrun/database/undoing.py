@@ -29,7 +29,7 @@ def instead_of_commit(driver: Driver) -> tuple[str, ...]:
 
     Deferred constraints are checked as COMMIT would check them. SQLite cannot be asked for that without a COMMIT.
     """
-    return ("ROLLBACK",) if driver.name == "pysqlite" else ("SET CONSTRAINTS ALL IMMEDIATE", "ROLLBACK")
+    return ("ROLLBACK", "PRAGMA shrink_memory") if driver.name == "pysqlite" else ("SET CONSTRAINTS ALL IMMEDIATE", "ROLLBACK")
 
 
 def undo_commits(engine: Engine, on_undone: Callable[[], None]) -> None:
