@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,10 @@ def assert_uniform(samples: Sequence[Sequence[int]], items: int, places: int = 5
 
 
 @pytest.fixture
-def engine_context(tmp_path: Path) -> SourceContext:
-    return SourceContext(create_engine(f"sqlite:///{tmp_path / 'rows.db'}"), tmp_path, False)
+def engine_context(tmp_path: Path) -> Iterator[SourceContext]:
+    engine = create_engine(f"sqlite:///{tmp_path / 'rows.db'}")
+    yield SourceContext(engine, tmp_path, False)
+    engine.dispose()
 
 
 def fill(context: SourceContext, numbers: Sequence[int]) -> Keyset:
@@ -75,9 +77,7 @@ def test_a_sample_is_a_number_or_a_share(written: str, meant: tuple[int | None, 
 
 @pytest.mark.parametrize("wrong", ["0", "-5", "0%", "101%", "x", "1.5", "nan%", "10001", "", "%"])
 def test_what_is_no_sample_is_refused_with_examples(wrong: str) -> None:
-    with pytest.raises(
-        ValueError, match=r"is neither a number of items from 1 to 10,000 nor a share above 0%, such as 500 or 1%"
-    ):
+    with pytest.raises(ValueError, match="is neither a number of items from 1 to 10,000 nor a share above 0%, such as"):
         sample_of(wrong)
 
 
@@ -121,8 +121,8 @@ def test_keys_that_are_guessed_are_uniform_though_the_keys_have_gaps(engine_cont
     assert_uniform([[place[number] for number in sample] for sample in samples], len(numbers))
 
 
-@pytest.mark.parametrize("numbers", [range(0, 10**9, 10**6), range(30)], ids=["few of the numbers are keys", "few rows"])
-def test_where_guessing_keys_would_be_slow_all_are_read(numbers: Sequence[int], engine_context: SourceContext) -> None:
+def test_where_few_numbers_are_keys_all_are_read(engine_context: SourceContext) -> None:
+    numbers = range(0, 10**9, 10**6)
     source = Sampled(fill(engine_context, numbers), Sample(25, None, 7))
     bound = source.bound(engine_context)
     assert bound["of"] == len(numbers)
