@@ -30,12 +30,13 @@ from batchrun.ledger import schema as ledger_schema
 from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.ledger.reading import open_reading as read_ledger
 from batchrun.ledger.schema import Tables
+from batchrun.ledger.troubles import Wanted
 from batchrun.ledger.verify import SKIPPED, Check, Verification, check_keys, check_ledger
 from batchrun.loading import run_items
 from batchrun.opening import opened
 from batchrun.options import OPTION_NAMES, RunOptions, with_options
 from batchrun.parameters import parse_params, restore_params, split_call
-from batchrun.plans import StopRequest
+from batchrun.plans import PREPARE, StopRequest
 from batchrun.runner import Runner
 from batchrun.runs import Report
 from batchrun.sources.coerce import as_source
@@ -236,6 +237,8 @@ def _batches(call: Call, progress: bool | None, keep: list[Report]) -> Iterator[
         if isinstance(plan, Report):
             keep.append(plan)
             return
+        if prepare := PREPARE.get():
+            prepare(plan)
         runner = Runner(plan)
         yield from runner.steps()
     if runner.was_interrupted:
@@ -328,18 +331,20 @@ def start_job(
     accept_changes: bool = False,
     sample: Sample | None = None,
     dry_run: bool = False,
+    wants_spans: bool = False,
 ) -> Report:
     """Open a new run of a job and carry it out; ``continue_unfinished`` goes on with the newest unfinished one instead.
 
     params: typed values. given: the options of the command line, kept with the run for a resume. sample: run a random
     sample of the items. dry_run: roll every item back and record nothing; the report says what was found (``rehearsal``).
+    wants_spans: an observer wants to know how long each item took.
     """
     return _carry_out(
         Call(
             job, options, place.folder, params=params, database=replace(place.spec(), rehearses=dry_run),
             ledger=place.ledger_spec(), schema=place.schema, fresh=not dry_run, sample=sample, dry_run=dry_run,
             continue_unfinished=continue_unfinished, accept_changes=accept_changes, given=given or {},
-            captures_output=captures_output, observers=observers, stop=stop or StopRequest(),
+            captures_output=captures_output, observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
         )
     )  # fmt: skip
 
@@ -357,11 +362,13 @@ def resume_job(
     stop: StopRequest | None = None,
     captures_output: bool = True,
     retried: bool = False,
+    only: Wanted | None = None,
+    wants_spans: bool = False,
 ) -> Report:
     """Go on with a run where it stands. Its parameters come from the ledger; secrets, which are not there, are given.
 
     given_params: of config.toml and the command line. said: those of them that the command line names; one that
-    differs from the run's raises RunChanged, or holds from now on with ``accept_changes``.
+    differs from the run's raises RunChanged, or holds from now on with ``accept_changes``. only: of a retry, whose errors.
     """
     with open_reading(place, observers) as reading:
         stored = dict(reading.record(run).params)
@@ -369,8 +376,8 @@ def resume_job(
     return _carry_out(
         Call(
             job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,
-            run=run, retried=retried, accept_changes=accept_changes, captures_output=captures_output, observers=observers,
-            stop=stop or StopRequest(),
+            run=run, retried=retried, only=only, accept_changes=accept_changes, captures_output=captures_output,
+            observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
         )
     )  # fmt: skip
 

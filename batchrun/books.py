@@ -54,10 +54,10 @@ class Book(Protocol):
     def end_chunks(self, numbers: Sequence[int]) -> None:
         """These chunks are through."""
 
-    def beat(self) -> None:
-        """The owner lives."""
+    def beat(self, insight: str = "") -> None:
+        """The owner lives. insight: where the time went so far; "" = as it was."""
 
-    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+    def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
         """Write how the run ended."""
 
     def counts(self, seen: Counts) -> Counts:
@@ -97,10 +97,10 @@ class AnonymousBook:
     def end_chunks(self, numbers: Sequence[int]) -> None:
         pass
 
-    def beat(self) -> None:
+    def beat(self, insight: str = "") -> None:
         pass
 
-    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+    def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
         pass
 
     def counts(self, seen: Counts) -> Counts:
@@ -154,11 +154,11 @@ class DurableBook:
     def end_chunks(self, numbers: Sequence[int]) -> None:
         self.owner.end_chunks(numbers)
 
-    def beat(self) -> None:
-        self.owner.beat()
+    def beat(self, insight: str = "") -> None:
+        self.owner.beat(insight)
 
-    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
-        self.owner.finish(status, note, elapsed_s)
+    def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
+        self.owner.finish(status, note, elapsed_s, insight)
 
     def counts(self, seen: Counts) -> Counts:
         with asking():

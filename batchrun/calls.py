@@ -12,6 +12,7 @@ from batchrun.errors import ConfigError
 from batchrun.events import Observer
 from batchrun.execution.packing import check_crossing
 from batchrun.jobs import Job
+from batchrun.ledger.troubles import Wanted
 from batchrun.masking import Redactor
 from batchrun.options import RunOptions
 from batchrun.parameters import secrets_in
@@ -25,8 +26,9 @@ class Call:
     """Everything a caller can say about a run.
 
     items: an iterable or source given directly; None = the job's own items function. run: the id of a run to go on
-    with. retried: put failed items back first. fresh: always open a new run, refused while another of the same job and
-    parameters is running. dry_run: nothing is recorded, and every item is rolled back. sample: run a sample of the items.
+    with. retried: put failed items back first; only: those with these errors. fresh: always open a new run, refused
+    while another of the same job and parameters is running. dry_run: nothing is recorded, and every item is rolled back.
+    sample: run a sample of the items.
     """
 
     job: Job
@@ -41,6 +43,7 @@ class Call:
     run: str | None = None
     fresh: bool = False
     retried: bool = False
+    only: Wanted | None = None
     continue_unfinished: bool = False
     accept_changes: bool = False
     dry_run: bool = False
@@ -48,6 +51,7 @@ class Call:
     given: Mapping[str, Any] = field(default_factory=dict)
     wants_results: bool = False
     wants_outcomes: bool = False
+    wants_spans: bool = False
     ordered: bool = False
     captures_output: bool = False
     observers: Sequence[Observer] = ()

@@ -33,7 +33,7 @@ from batchrun.config_layers import (
 from batchrun.config_shape import RUN_OPTIONS, TABLES, database_url, keys_of
 from batchrun.errors import ConfigError
 from batchrun.jobs import Job
-from batchrun.masking import MASK, mask_url, names_secret, url_secrets
+from batchrun.masking import MASK, mask_url, names_secret, path_secrets, url_secrets
 from batchrun.options import SETTING_NAMES, FailureLimit, RunOptions, checked_option, with_options
 from batchrun.toml_places import KeyPath
 
@@ -43,6 +43,8 @@ _DEFAULTS: Mapping[KeyPath, object] = {
     ("database", "pool"): "queue",
     ("database", "connect_timeout"): 10.0,
     ("run", "on_unfinished"): "new",
+    ("schedule", "missed"): "run",
+    ("log", "format"): "text",
 }
 _JOB_DEFAULTS = {"schedule": None, "timezone": None, "if_running": "fail", "enabled": True, "on_unfinished": "new"}
 
@@ -232,7 +234,10 @@ def _settings(
         jobs={name: _job(merged, name) for name in sorted({str(path[1]) for path in merged if path[0] == "jobs"})},
         notify=NotifySettings(get("notify", "ping_url"), get("notify", "on_failure")),
         searched=searched,
-        secrets=tuple(dict.fromkeys([*url_secrets(url or ""), *url_secrets(ledger_url or "")])),
+        secrets=tuple(
+            dict.fromkeys([one for text in (url, ledger_url, get("notify", "ping_url")) for one in url_secrets(text or "")])
+        )
+        + path_secrets(get("notify", "ping_url") or ""),
         layers=layers,
     )
 
@@ -341,6 +346,12 @@ def _class(name: str, label: str) -> type[BaseException]:
         kind = "names no exception class" if found is not None else "does not exist"
         raise ConfigError(f"{label}: {name!r} {kind}; write it as it is imported, such as 'requests.exceptions.Timeout'")
     return found
+
+
+def setting(settings: Settings, table: str, key: str) -> Any:
+    """One value of a table of which nobody needs the whole, such as ("log", "format"); None where there is none."""
+    found = _merged(settings.layers).get((table, key))
+    return _DEFAULTS.get((table, key)) if found is None else found[0]
 
 
 def job_settings(settings: Settings, job: Job) -> JobSettings:

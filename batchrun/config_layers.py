@@ -26,6 +26,9 @@ SHOWN_ERRORS = 10
 _VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$\{")
 _OTHER_VARIABLES = ("BATCHRUN_CONFIG", "BATCHRUN_PROFILE", "BATCHRUN_DEBUG")
 _TEST_VARIABLES = "BATCHRUN_TEST_"
+TOLD_COUNTS = ("planned", "done", "failed", "skipped", "quarantined", "unknown", "pending", "retries")
+_TOLD_VARIABLES = frozenset(f"BATCHRUN_{name}".upper() for name in ("run", "job", "status", "exit_code", "message", *TOLD_COUNTS))
+"""What a command of ``[notify] on_failure`` is told; a batchrun that it starts must not take them for settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +295,7 @@ def environment_layer(environ: Mapping[str, str]) -> Layer:
     raw: dict[str, dict[str, object]] = {}
     errors = []
     for name, text in ours.items():
-        if name in _OTHER_VARIABLES or name.startswith(_TEST_VARIABLES):
+        if name in _OTHER_VARIABLES or name in _TOLD_VARIABLES or name.startswith(_TEST_VARIABLES):
             continue
         if name not in known:
             errors.append(f"{name}: there is no such variable{_near_variable(name, known)}")

@@ -36,6 +36,7 @@ RUN_OPTIONS = (
 
 NULLABLE = frozenset(
     {"workers", "timeout", "max_failures", "keep_days", "schedule", "timezone", "max_items_per_worker", "max_worker_growth"}
+    | {"ping_url", "on_failure", "textfile"}
 )
 """Keys that take the text "none", since TOML has no null: what a lower layer set is undone."""
 
@@ -98,6 +99,21 @@ def _command(value: object) -> list[str]:
             "this must be a list of arguments, such as ['mail', '-s', 'batchrun', 'ops@example.org']; no shell reads it"
         )
     return value
+
+
+def _log_format(value: object) -> str:
+    if value not in ("text", "json"):
+        raise ValueError(f"{value!r} is not one of 'text' (lines for people), 'json' (one object a line)")
+    return str(value)
+
+
+def _textfile(value: object) -> str:
+    text = _text(value)
+    if set(re.findall(r"[{}][^{}]*}?", text)) - {"{job}"}:
+        raise ValueError(f"{value!r} has braces that are not {{job}}, which stands for the job's name")
+    if not text.endswith(".prom"):
+        raise ValueError(f"{value!r} does not end in .prom, and node_exporter reads no other files")
+    return text
 
 
 def _class_names(value: object) -> list[str]:
@@ -205,7 +221,37 @@ class NotifyTable(_Table):
 
     ping_url: Any = None
     on_failure: Any = None
-    checks: ClassVar[Mapping[str, Check]] = {"ping_url": _ping_url, "on_failure": _command}
+    checks: ClassVar[Mapping[str, Check]] = {
+        "ping_url": _none_or("ping_url", _ping_url),
+        "on_failure": _none_or("on_failure", _command),
+    }
+
+
+class LogTable(_Table):
+    """``[log]``: how what happens is written on stderr."""
+
+    format: Any = None
+    checks: ClassVar[Mapping[str, Check]] = {"format": _log_format}
+
+
+class MetricsTable(_Table):
+    """``[metrics]``: figures of the last runs, for a monitor."""
+
+    textfile: Any = None
+    checks: ClassVar[Mapping[str, Check]] = {"textfile": _none_or("textfile", _textfile)}
+
+
+def _missed(value: object) -> str:
+    if value not in ("run", "skip"):
+        raise ValueError(f"{value!r} is not one of 'run' (once, as soon as it can be), 'skip' (wait for the next firing)")
+    return str(value)
+
+
+class ScheduleTable(_Table):
+    """``[schedule]``: what becomes of firings at which nobody was there."""
+
+    missed: Any = None
+    checks: ClassVar[Mapping[str, Check]] = {"missed": _missed}
 
 
 class Tables(BaseModel):
@@ -217,6 +263,9 @@ class Tables(BaseModel):
     run: RunTable | None = None
     jobs: dict[str, JobTable] | None = None
     notify: NotifyTable | None = None
+    schedule: ScheduleTable | None = None
+    log: LogTable | None = None
+    metrics: MetricsTable | None = None
 
 
 class Document(Tables):
@@ -230,6 +279,9 @@ TABLES: Mapping[str, type[_Table]] = {
     "ledger": LedgerTable,
     "run": RunTable,
     "notify": NotifyTable,
+    "schedule": ScheduleTable,
+    "log": LogTable,
+    "metrics": MetricsTable,
 }
 
 

@@ -7,6 +7,8 @@
     +-- JobError              (4)    the job's code cannot be found, loaded or called
     +-- DatabaseError         (6)    the database cannot be reached, or refuses us
     +-- AlreadyRunning       (75)    the run has a living owner
+    +-- RunPaused             (5)    a firing found its run paused by a person
+    +-- RunHalted             (3)    a firing found its run halted by max_failures
     +-- ItemsFailed           (1)    raised only by ``Report.raise_for_failures()``
     +-- ItemTimeout           (1)    raised inside a task whose time is up
 
@@ -56,6 +58,18 @@ class AlreadyRunning(BatchrunError):
     """Raised when another living process owns the run."""
 
     exit_code = 75
+
+
+class RunPaused(BatchrunError):
+    """Raised when on_unfinished="resume" finds a run that a person has paused: only a person lets it go on."""
+
+    exit_code = 5
+
+
+class RunHalted(BatchrunError):
+    """Raised when on_unfinished="resume" finds a run that max_failures has halted: somebody must look first."""
+
+    exit_code = 3
 
 
 class ItemsFailed(BatchrunError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from batchrun.items import Outcome
 from batchrun.runs import Counts, Report
@@ -43,6 +44,21 @@ class ItemTrouble:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemTimed:
+    """One attempt of an item is over; told only where somebody asked for the time of each.
+
+    status: an outcome's, or "retry". began: seconds since 1970, by this machine's clock.
+    """
+
+    item: Any
+    status: str
+    began: float
+    seconds: float
+    worker: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """One line for people: a worker died, the database is away, the run is stopping. level: a logging level name."""
 
@@ -52,10 +68,21 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class TaskOutput:
-    """A task or a log handler in a worker wrote this text (one or more whole lines, no trailing newline)."""
+    """A task or a log handler in a worker wrote this text (one or more whole lines, no trailing newline).
+
+    level: "PRINT", or a logging level's name. logger: the record's. item: its name for a log line, where attempt is above
+    0; a record outside of a task has none. worker: its number; None = inline. traceback: of an exception that was logged.
+    at: Unix time; 0 = now.
+    """
 
     text: str
     level: str = "PRINT"
+    logger: str = ""
+    item: str | int | float | bool | None = None
+    attempt: int = 0
+    worker: int | None = None
+    traceback: str = ""
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +92,5 @@ class RunEnded:
     report: Report
 
 
-Event = RunOpened | Progressed | ItemTrouble | Notice | TaskOutput | RunEnded
+Event = RunOpened | Progressed | ItemTrouble | ItemTimed | Notice | TaskOutput | RunEnded
 Observer = Callable[[Event], None]

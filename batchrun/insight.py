@@ -7,9 +7,10 @@ All times are seconds of work: while nobody runs a run, its clock stands still. 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from math import log2
 from typing import Any
 
 SCHEMA = 1
@@ -19,6 +20,7 @@ MOST_STEPS = 240
 PER_OCTAVE = 8
 """Steps of the histogram while the duration doubles: a percentile is then right within 5 %."""
 
+SHORTEST_S = 1e-9
 MOST_LANES = 256
 MOST_SLOW = 5
 MOST_NOTES = 100
@@ -36,8 +38,8 @@ class Latency:
 
     def add(self, seconds: float, items: int = 1) -> None:
         """So many items took so long each."""
-        step = math.floor(math.log2(max(seconds, 1e-9)) * PER_OCTAVE)
-        self.counts[step] = self.counts.get(step, 0) + items
+        for step, more in steps_of([(seconds, items)]).items():
+            self.counts[step] = self.counts.get(step, 0) + more
 
     def merge(self, other: Latency) -> None:
         """Add what another has seen."""
@@ -61,6 +63,14 @@ class Latency:
         """From, to (seconds) and items of each step that has any, the shortest first."""
         for step in sorted(self.counts):
             yield 2 ** (step / PER_OCTAVE), 2 ** ((step + 1) / PER_OCTAVE), self.counts[step]
+
+
+def steps_of(spans: Iterable[tuple[float, int]]) -> dict[int, int]:
+    """The histogram of items that took so many seconds each. Without a call of our own per item: it is done for each."""
+    steps: defaultdict[float, int] = defaultdict(int)
+    for seconds, items in spans:
+        steps[log2(max(SHORTEST_S, seconds)) * PER_OCTAVE // 1] += items
+    return {int(step): items for step, items in steps.items()}
 
 
 def middle_of(step: int) -> float:
@@ -140,9 +150,9 @@ class Insight:
 
     def _halve(self) -> None:
         self.step_s *= 2
-        self.done, self.failed = [_paired(line) for line in (self.done, self.failed)]
-        for lane in self.lanes:
-            lane.busy = _paired(lane.busy)
+        lines: list[list[Any]] = [self.done, self.failed, *(lane.busy for lane in self.lanes)]
+        for line in lines:
+            line[:] = _paired(line)  # in place: a caller may hold the line already
 
     def slow(self, item: str, seconds: float, worker: int) -> None:
         """Keep an item that may be among the slowest."""
@@ -165,6 +175,8 @@ class Insight:
         """As the ledger keeps it."""
         found = asdict(self)
         found["latency"] = sorted(self.latency.counts.items())
+        for lane in found["lanes"]:
+            lane["busy"] = [round(seconds, 3) for seconds in lane["busy"]]
         return json.dumps({"schema": SCHEMA, **found}, allow_nan=False)
 
     @classmethod

@@ -14,6 +14,24 @@ An anonymous run takes anything that pickles; a durable one what ``batchrun.code
 """
 
 
+LONGEST_NAME = 200
+_SHOWN_BY_STR = ("str", "date", "datetime", "UUID", "Decimal")  # by name: importing them takes a command that runs nothing longer
+
+
+def item_name(item: Item) -> str | int | float | bool | None:
+    """An item as a log line names it: plain for JSON, short, and never an error, whatever its class does.
+
+    Keys are what they are; dates, UUIDs and decimals their text; anything else its repr, at most 200 characters.
+    """
+    if item is None or isinstance(item, bool | float) or (isinstance(item, int) and abs(item) < 2**63):
+        return item
+    try:
+        shown = str(item) if type(item).__name__ in _SHOWN_BY_STR else repr(item)
+    except Exception as error:
+        return f"<{type(item).__name__} whose repr raised {type(error).__name__}>"
+    return shown if len(shown) <= LONGEST_NAME else shown[: LONGEST_NAME - 3] + "..."
+
+
 class OutcomeStatus(enum.StrEnum):
     """What became of an item."""
 

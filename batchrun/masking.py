@@ -65,6 +65,12 @@ def url_secrets(url: str) -> list[str]:
     return list(dict.fromkeys(text for one in found for text in (one, unquote(one)) if text))
 
 
+def path_secrets(url: str) -> tuple[str, ...]:
+    """What of a ping URL is its password: whoever knows its path can report success. Short ones would be found everywhere."""
+    path = url.partition("://")[2].partition("/")[2].partition("?")[0].partition("{")[0].strip("/")
+    return (path,) if len(path) > _WHOLE_WORD_UP_TO else ()
+
+
 class Redactor:
     """Hides known secrets, and anything that looks like a password in a URL, in any text.
 

@@ -34,6 +34,7 @@ from batchrun.database.undoing import UNDONE, leaves_no_file, undo_commits
 from batchrun.database.urls import passwords_in
 from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError, JobError
 from batchrun.events import Event, Notice, RunOpened
+from batchrun.gathering import Gathering
 from batchrun.heartbeat import Heartbeat
 from batchrun.ledger import liveness, schema
 from batchrun.ledger.owner import NewRun, Owner
@@ -41,11 +42,11 @@ from batchrun.ledger.reading import Reading, StoredRun
 from batchrun.loading import code_fingerprint, run_items
 from batchrun.options import OPTION_NAMES, FailureLimit
 from batchrun.outages import insistently, read_only_server
-from batchrun.parameters import dump_params, split_call
+from batchrun.parameters import split_call
 from batchrun.planning import file_of, put_together, run_folder_of, worker_databases
 from batchrun.plans import RunPlan
 from batchrun.rehearsing import RehearsalBook, Rehearsing, check_dry_run, notices
-from batchrun.resuming import check_changes, earlier_failures, pick_up
+from batchrun.resuming import check_changes, earlier_failures, params_text, pick_up, refuse_decided, unfinished_runs
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
 from batchrun.seating import Held, seat
 from batchrun.sources.coerce import as_source
@@ -135,13 +136,23 @@ class _Opening:
         elif call.name is not None:
             stored = reading.stored_by_name(call.name)
         elif call.continue_unfinished:
-            mine = self._params_text()
-            wanted = str(call.sample)
-            same = (found for found in reading.stored_of_job(call.job.name) if json.dumps(found.params, sort_keys=True) == mine)
-            stored = next((found for found in same if str(sample_from(found.options)) == wanted), None)
+            stored = self._left_behind()
+        elif call.fresh:
+            self._refuse_second()  # before the items function, which may take its time
         if stored is not None:
             self._refuse_if_alive(stored)
         return stored
+
+    def _left_behind(self) -> StoredRun | None:
+        """What on_unfinished="resume" goes on with: the newest unfinished run, unless it is not for a clock to decide."""
+        assert self._reading is not None
+        same = unfinished_runs(self._reading, self._call.job, self._call.params)
+        for stored in same:
+            self._refuse_if_alive(stored)
+        same = [stored for stored in same if str(sample_from(stored.options)) == str(self._call.sample)]
+        if same:
+            refuse_decided(same[0], self._reading.is_asked_to_pause)
+        return same[0] if same else None
 
     def _refuse_if_alive(self, stored: StoredRun) -> None:
         assert self._reading is not None
@@ -157,13 +168,11 @@ class _Opening:
     def _refuse_second(self) -> None:
         """A new run of a job is refused while one with the same parameters is running."""
         assert self._reading is not None
-        mine = self._params_text()
-        for stored in self._reading.stored_of_job(self._call.job.name):
-            if json.dumps(stored.params, sort_keys=True) == mine:
-                self._refuse_if_alive(stored)
+        for stored in unfinished_runs(self._reading, self._call.job, self._call.params):
+            self._refuse_if_alive(stored)
 
     def _params_text(self) -> str:
-        return json.dumps(dump_params(self._call.job, self._call.params), sort_keys=True)
+        return params_text(self._call.job, self._call.params)
 
     def _finished(self, stored: StoredRun) -> Report:
         """A finished run has its report in the ledger."""
@@ -326,6 +335,8 @@ class _Opening:
         plan.counts_anew = stored.status is RunStatus.HALTED
         if resumed:
             pick_up(call, plan, owner, reading)
+        earlier = insistently(lambda: reading.insight(run)) if resumed else None
+        plan.gathering = Gathering(earlier, plan.counts, options.threads, call.redact)
         self._keep_alive(owner)
         self._announce(plan, resumed=resumed)
         return plan

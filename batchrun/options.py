@@ -229,9 +229,9 @@ def _zone(value: object) -> str:
 
 
 def _expression(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is no cron expression; write one such as '0 3 * * *' (every night at three)")
-    return value.strip()
+    from batchrun.schedule.expressions import checked_expression  # few jobs have one, and cronsim is for them
+
+    return checked_expression(value)
 
 
 _SETTING_CHECKS: dict[str, Callable[[object], Any]] = {

@@ -86,5 +86,6 @@ def _work(call: Call, run: str, owner: Owner | None, writes: bool) -> Work:
         marks=MarksSpec(owner.run, owner.epoch, call.schema) if owner else None, books=books,
         run_folder=folder, turnstile_for=identity, task_params=task_params,
         params=dict(call.params), initializer=call.job.initializer, wants_values=call.wants_results or call.wants_outcomes,
+        wants_spans=call.wants_spans,
         writes=writes, secrets=call.redact.secrets,
     )  # fmt: skip

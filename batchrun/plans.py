@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from batchrun.chunks import Feed
 from batchrun.events import Observer
 from batchrun.execution.orders import Order
 from batchrun.execution.pool import QUEUED, Died, Heard, Worker
+from batchrun.gathering import Gathering
 from batchrun.items import Outcome
 from batchrun.options import RunOptions
 from batchrun.ordering import chunk_limit
@@ -23,6 +25,7 @@ class Executor(Protocol):
 
     @property
     def alive(self) -> int: ...
+    def age_s(self, worker: int) -> float: ...
     def start(self) -> None: ...
     def room(self) -> int: ...
     def submit(self, order: Order) -> bool: ...
@@ -84,6 +87,7 @@ class RunPlan:
     counts_anew: bool = False  # max_failures leaves earlier failures out: a halted run that is resumed is meant to go on
     stop: StopRequest = field(default_factory=StopRequest)
     observers: tuple[Observer, ...] = ()
+    gathering: Gathering | None = None  # where the time goes; None = nobody wants to know
     redact: Callable[[str], str] = str  # takes secrets out of notices and the note
     rehearsing: Rehearsing | None = None  # of a dry run
 
@@ -95,3 +99,7 @@ class RunPlan:
             return most
         window = chunk_limit(max(1, self.workers) * (self.options.threads + QUEUED))
         return window if most is None else min(most, window)
+
+
+PREPARE: ContextVar[Callable[[RunPlan], None] | None] = ContextVar("batchrun_prepare", default=None)
+"""What is done to a plan before its run begins; ``batchrun.testing`` interrupts runs by it."""

@@ -28,8 +28,9 @@ from batchrun.complaints import as_error, source_error
 from batchrun.errors import AlreadyRunning, BatchrunError, DatabaseError
 from batchrun.events import Event, Notice, Progressed, RunEnded, TaskOutput
 from batchrun.execution.inline import InlineExecutor
-from batchrun.execution.orders import Away, Ended, Failed, Order, Said, Settled, Unreadable
+from batchrun.execution.orders import Away, Ended, Failed, Order, Ready, Said, Settled, Unreadable
 from batchrun.execution.pool import Died, Heard
+from batchrun.gathering import timed
 from batchrun.items import Item, Outcome
 from batchrun.ledger.liveness import HEARTBEAT_S
 from batchrun.ledger.owner import Busy, asking
@@ -47,6 +48,7 @@ each took most of the parent's time."""
 NAP_SHARE = 0.05
 """Of what a chunk takes: the one that waits at a worker must outlast the nap by far."""
 CHECKPOINT_S = 1.0
+INSIGHT_S = 10.0
 MOST_WAITING = 10_000
 """Items that wait for a retry before cutting pauses, so that the parent's memory stays flat."""
 
@@ -72,7 +74,8 @@ class Runner:
         self._index = 0
         self._sealed = False
         self._began = time.monotonic()
-        self._checkpointed = self._beaten = self._began
+        self._checkpointed = self._beaten = self._told_insight = self._began
+        self._gathering = plan.gathering
         self._owed = False
         self._stopping_since: float | None = None
         self._told: dict[str, float] = {}
@@ -211,6 +214,8 @@ class Runner:
             time.sleep(nap_s)
         for happened in self._executor.wait(self._patience()):
             if isinstance(happened, Died):
+                if self._gathering:
+                    self._gathering.died(happened)
                 self._in_flight -= len(happened.running) + len(happened.waiting) + len(happened.queued)
                 self._outages.over(happened.worker)
                 for order in reversed(happened.queued):
@@ -238,19 +243,30 @@ class Runner:
             if message.values is not None:
                 self._sizer.weigh(message.amount, heard.size)
             self._settling.settled(order, message, heard.size)
+            self._gather(heard)
             self._emit(Progressed(self._plan.counts, self._feed.total))
         elif isinstance(message, Ended) and order is not None:
+            self._gather(heard)
             self._over(order, message)
         elif isinstance(message, Unreadable) and order is not None:
             self._executor.resend(heard.worker, order)
         elif isinstance(message, Away):
             self._outages.heard(heard.worker, message.why)
         elif isinstance(message, Said):
-            self._say(message)
+            self._say(message, heard.worker)
         elif isinstance(message, Measured) and self._plan.rehearsing is not None:
             self._plan.rehearsing.add(message)
         elif isinstance(message, Failed):
             self._failure = self._failure or as_error(message)
+        elif isinstance(message, Ready) and self._gathering:
+            self._gathering.ready(heard.worker, message.pid, self._executor.age_s(heard.worker))
+
+    def _gather(self, heard: Heard) -> None:
+        if self._gathering and heard.order is not None:
+            self._gathering.heard(heard.order, heard.message, heard.worker)
+        if isinstance(heard.message, Settled) and heard.message.spans is not None and heard.order is not None:
+            for event in timed(heard.order, heard.message, heard.worker):
+                self._emit(event)
 
     def _over(self, order: Order, message: Ended) -> None:
         self._in_flight -= 1
@@ -261,12 +277,13 @@ class Runner:
         if self._book.durable and not order.retry:
             self._ended.append(order.no)
 
-    def _say(self, said: Said) -> None:
+    def _say(self, said: Said, worker: int) -> None:
         if said.level == "NOTICE":
             self._emit(Notice("INFO", said.text))
             return
-        if said.level != "WARNING":
-            self._emit(TaskOutput(said.text, said.level))
+        if said.logger or said.level != "WARNING":
+            number = worker if self._plan.workers else None
+            self._emit(TaskOutput(said.text, said.level, said.logger, said.item, said.attempt, number, said.traceback, said.at))
             return
         now = time.monotonic()
         if now - self._told.get(said.text, -10.0) > 5.0:  # several workers say the same at once
@@ -310,8 +327,10 @@ class Runner:
         try:
             self._close_chunks()
             if now - self._beaten >= HEARTBEAT_S or self._outages.is_waiting(LEDGER):
-                self._book.beat()
+                is_due = self._gathering is not None and now - self._told_insight >= INSIGHT_S
+                self._book.beat(self._gathering.text() if self._gathering and is_due else "")
                 self._beaten = now
+                self._told_insight = now if is_due else self._told_insight
                 self._outages.over(LEDGER)
         except Busy as busy:
             self.later(busy)
@@ -382,7 +401,7 @@ class Runner:
                 counts = self._book.counts(counts)
                 bad = counts.failed + counts.quarantined + counts.unknown
                 final = RunStatus.FAILED if status is RunStatus.DONE and bad else status
-                self._book.finish(final, note, elapsed)
+                self._book.finish(final, note, elapsed, self._gathering.text() if self._gathering else "")
                 self._outages.over(LEDGER)
                 break
             except Busy as busy:
@@ -410,6 +429,8 @@ class Runner:
         self._emit(RunEnded(self.report))
 
     def _emit(self, event: Event) -> None:
+        if self._gathering:
+            self._gathering(event)
         for observer in self._plan.observers:
             observer(event)
 

@@ -161,7 +161,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as the ledger knows it, for listings. ``owner`` is for people: host and process id."""
+    """A run as the ledger knows it, for listings. ``owner`` is for people: host and process id.
+
+    total: of the items, as the source told when the run opened; None = it cannot.
+    """
 
     id: str
     job: str
@@ -177,6 +180,47 @@ class RunRecord:
     workers: int = 0
     owner: str = ""
     note: str = ""
+    total: int | None = None
+
+    @property
+    def bad(self) -> int:
+        """Items that went wrong."""
+        return self.counts.failed + self.counts.quarantined + self.counts.unknown
+
+    @property
+    def expected(self) -> int | None:
+        """How many items there will be: known of a run that came to its end, else what the source told, or the limit."""
+        if self.status in (RunStatus.DONE, RunStatus.FAILED):
+            return self.counts.planned
+        if self.total is None:
+            return None
+        limit = self.options.get("limit")
+        return max(self.counts.planned, min(self.total, limit) if isinstance(limit, int) else self.total)
+
+    @property
+    def percent(self) -> float | None:
+        """Settled items of all that will be planned; None where nobody can tell how many those are."""
+        if self.expected is None:
+            return None
+        return 100 * self.counts.settled / self.expected if self.expected > 0 else 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Items of a run that went wrong with one class of error and one SQLSTATE. message: of one of them."""
+
+    error_class: str
+    sqlstate: str | None
+    items: int
+    failed: int
+    quarantined: int
+    unknown: int
+    message: str
+
+    @property
+    def name(self) -> str:
+        """``psycopg2.errors.UniqueViolation [23505]``."""
+        return self.error_class + (f" [{self.sqlstate}]" if self.sqlstate else "")
 
 
 @dataclass(frozen=True, slots=True)

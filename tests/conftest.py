@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgres import LOCKED_PASSWORD, LOCKED_USER, Postgres, Server, connect
-from tests.support import leaks, pgbouncer
+from tests.support import browsers, leaks, pgbouncer
 from tests.support.commands import CommandLine
 from tests.support.databases import Clones
 from tests.support.pgbouncer import PgBouncer
@@ -48,9 +48,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """The suite's very last line says what it could not look at."""
+    """The suite's very last lines say what it could not look at."""
     if pgbouncer.PROGRAM is None and not hasattr(config, "workerinput"):
         config.get_terminal_writer().line(pgbouncer.MISSING)
+    if browsers.CHROMIUM is None and not hasattr(config, "workerinput"):
+        config.get_terminal_writer().line(browsers.MISSING)
 
 
 @pytest.fixture(scope="session")

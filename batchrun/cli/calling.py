@@ -67,21 +67,25 @@ class Call:
         words += ["--profile", shlex.quote(self.profile)] if self.profile else []
         return " ".join(words + (["--database-url", "URL"] if self.database_url else []))
 
-    def settings(self) -> Settings:
-        """Load the settings, and learn from them what must not be shown. Raises ConfigError."""
+    def settings(self, **given: str | None) -> Settings:
+        """Load the settings, and learn from them what must not be shown. Raises ConfigError.
+
+        given: more of the command line, as table__key.
+        """
         from batchrun.config import load_settings, warnings
 
         self.out.redact.add(*_secrets(self.database_url))
-        overrides = {} if self.database_url is None else {"database.url": self.database_url}
+        said = {"database__url": self.database_url, **given}
+        overrides = {name.replace("__", "."): value for name, value in said.items() if value is not None}
         found = load_settings(config=self.config, profile=self.profile, overrides=overrides)
         self.out.redact.add(*found.secrets)
         for sentence in warnings(found):
-            self.out.say(f"Warning: {sentence}")
+            self.out.warn(sentence)
         return found
 
-    def project(self) -> Settings:
+    def project(self, **given: str | None) -> Settings:
         """The settings of a project that can have jobs. Raises ConfigError where there is no config.toml."""
-        found = self.settings()
+        found = self.settings(**given)
         found.need_file()
         return found
 
@@ -128,7 +132,7 @@ class Call:
     def _fail(self, error: BaseException, text: str) -> None:
         if self._shows_tracebacks:
             self.out.say("".join(traceback.format_exception(error)).rstrip("\n"))
-        self.out.say(f"Error: {text}")
+        self.out.say(text, "ERROR")
 
 
 def _secrets(url: str | None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from batchrun.cli import ledger, looking, projects, running, verifying
+from batchrun.cli import checking, ledger, looking, projects, reports, running, scheduling, verifying
 from batchrun.cli.calling import Call, ConfigOption, DebugOption, ProfileOption, UrlOption
 from batchrun.cli.output import Output, hold_standard_streams, let_go
 from batchrun.reporting.streams import GuardedStream
@@ -69,7 +69,10 @@ def batchrun(
 running.add_to(app)
 looking.add_to(app)
 verifying.add_to(app)
+reports.add_to(app)
 projects.add_to(app)
+checking.add_to(app)
+scheduling.add_to(app)
 ledger.add_to(app)
 
 
@@ -83,7 +86,7 @@ def run_arguments(arguments: list[str], out: Output) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 130
     except Exception as error:
-        out.say(f"Error: {type(error).__name__}: {error}")
+        out.say(f"{type(error).__name__}: {error}", "ERROR")
         return 1
     return code if isinstance(code, int) else 0
 

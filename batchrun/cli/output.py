@@ -11,10 +11,13 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from batchrun.masking import Redactor
 from batchrun.reporting.streams import GuardedStream, printable_lines, refuse_bytes
+
+if TYPE_CHECKING:
+    from batchrun.reporting.entries import JsonLines
 
 
 class Output:
@@ -24,6 +27,9 @@ class Output:
         self.owns_process = owns_process
         self.redact = Redactor()
         self.err = GuardedStream(sys.stderr, self.redact)
+        self.bare_err = GuardedStream(sys.stderr)
+        """For JSON lines, which hide secrets themselves: redaction could take a quotation mark along."""
+        self.json: JsonLines | None = None
         self._out = GuardedStream(sys.stdout, self.redact)
 
     def clean(self, text: str) -> str:
@@ -35,10 +41,27 @@ class Output:
         self._out.write(f"{text}\n")
         self._out.flush()
 
-    def say(self, text: str) -> None:
-        """Write to stderr, control characters escaped."""
-        self.err.write(f"{printable_lines(self.redact(text))}\n")
+    def say(self, text: str, level: str = "INFO", **more: object) -> None:
+        """Write to stderr, control characters escaped. more: further keys, where entries are JSON."""
+        if self.json is not None:
+            from batchrun.reporting.entries import Entry
+
+            self.bare_err.write(f"{self.json(Entry(level, text, more=more))}\n")
+            self.bare_err.flush()
+            return
+        name = f"{level.capitalize()}: " if level in ("WARNING", "ERROR") else ""
+        self.err.write(f"{printable_lines(self.redact(name + text))}\n")
         self.err.flush()
+
+    def warn(self, text: str) -> None:
+        """A warning."""
+        self.say(text, "WARNING")
+
+    def speak_json(self) -> None:
+        """From now on each entry on stderr is a JSON object on a line of its own."""
+        from batchrun.reporting.entries import JsonLines
+
+        self.json = self.json or JsonLines(self.redact)
 
     def table_width(self) -> int | None:
         """The width of the terminal that results go to; None where they go elsewhere."""
@@ -46,6 +69,15 @@ class Output:
             return os.get_terminal_size(self._out.fileno()).columns if self._out.isatty() else None
         except (OSError, ValueError):
             return None
+
+    def has_colours(self) -> bool:
+        """Whether results go to a terminal that shows colours, and nobody asked for none (NO_COLOR, whatever it says)."""
+        return self._out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    @property
+    def results(self) -> GuardedStream:
+        """Where results go, for what draws on a terminal by itself."""
+        return self._out
 
     @contextlib.contextmanager
     def results_only(self) -> Iterator[None]:

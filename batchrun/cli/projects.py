@@ -89,7 +89,7 @@ def init(
     for path in init_project(existing_folder(folder)):
         call.out.result(str(path))
     where = f"cd {folder} && " if folder not in (None, ".") else ""
-    call.out.say(f"Next: {where}batchrun run measure_words")
+    call.out.say(f"Next: {where}batchrun run measure_words\nIts tests: pip install pytest, then {where}pytest")
     return 0
 
 

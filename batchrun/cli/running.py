@@ -7,24 +7,51 @@ signals -> StopRequest          events -> Progress on stderr          Report -> 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
-import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from batchrun.cli.calling import Call, command
-from batchrun.cli.looking import RUN_HELP
+from batchrun.cli.offered import (
+    AcceptOption,
+    DryRunOption,
+    IfRunningOption,
+    JobArgument,
+    JoblogOption,
+    JsonOption,
+    LimitOption,
+    LogFormatOption,
+    MaxFailuresOption,
+    OnlyOption,
+    ParameterArguments,
+    ProgressOption,
+    QuietOption,
+    RetriesOption,
+    RetryArguments,
+    RunArguments,
+    SampleOption,
+    SeedOption,
+    ThreadsOption,
+    TimeoutOption,
+    TransactionOption,
+    WorkersOption,
+)
 from batchrun.errors import ConfigError
 from batchrun.runs import FINISHED, Report, RunRecord, RunStatus
 
 if TYPE_CHECKING:
     from batchrun.api import Place
+    from batchrun.cli.telling import Telling
     from batchrun.config import Settings
     from batchrun.events import Event, Observer
     from batchrun.execution.preloading import Open
+    from batchrun.ledger.troubles import Wanted
     from batchrun.options import RunOptions
     from batchrun.plans import StopRequest
     from batchrun.reporting.progress import Progress
@@ -41,90 +68,6 @@ EXIT_CODES = {
 """A signal has a code of its own: see cli/signals.py."""
 GC_THRESHOLDS = (700, 10, 10)
 """Python's own, which cli/main.py changes for the time of the imports."""
-
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's name; batchrun jobs lists them.")]
-ParameterArguments = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[name=value ...]", help="The job's parameters; batchrun jobs JOB shows their types and defaults."),
-]
-RunArguments = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RUN]", help=f"{RUN_HELP} Behind it name=value for secret parameters, which the ledger does not keep."
-    ),
-]
-WorkersOption = Annotated[
-    str | None,
-    typer.Option(
-        "--workers",
-        "-j",
-        metavar="N|auto",
-        help="Worker processes. 0: inline, for a debugger. auto, the default: the cores, or as many as connections are free.",
-    ),
-]
-ThreadsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--threads",
-        metavar="N",
-        help="Chunks at once in each worker, for tasks that wait on the network. Default: 1, as Python computes one at a time.",
-    ),
-]
-LimitOption = Annotated[str | None, typer.Option("--limit", metavar="N", help="Plan at most N items. Default: all.")]
-SampleOption = Annotated[
-    str | None,
-    typer.Option("--sample", metavar="N|P%", help="Plan a random sample: N items, or P% of them. Default: all."),
-]
-SeedOption = Annotated[
-    str | None,
-    typer.Option("--seed", metavar="N", help="Draw the same sample again. Default: another one each time; it is said."),
-]
-DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Run the tasks for real, roll every item back, record nothing; report what was found."),
-]
-TransactionOption = Annotated[
-    str | None,
-    typer.Option(
-        "--transaction",
-        metavar="item|chunk|none",
-        help="item: one transaction for each item (the default). chunk: one for many, several times faster. none: no session.",
-    ),
-]
-RetriesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--retries", metavar="N", help="Further attempts for errors that may pass. Default: 3, which outlives a deadlock."
-    ),
-]
-TimeoutOption = Annotated[
-    str | None,
-    typer.Option(
-        "--timeout", metavar="30s", help="Time for one attempt, as 30s, 5m or 2h. Default: none, as the database's own."
-    ),
-]
-MaxFailuresOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-failures",
-        metavar="N|P%",
-        help="Halt beyond N failed items, or P% of those settled from the 100th on. Default: never.",
-    ),
-]
-ProgressOption = Annotated[
-    str,
-    typer.Option(
-        "--progress",
-        metavar="auto|bar|plain|none",
-        show_default=False,
-        help="auto (the default): a bar on a terminal, else a line every ten seconds. It goes to stderr.",
-    ),
-]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors and failed items.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the report on stdout as one JSON object.")]
-AcceptOption = Annotated[
-    bool, typer.Option("--accept-changes", help="Go on although the job's code, parameters or input changed since the run began.")
-]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -144,11 +87,13 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """How a run is shown."""
+    """How a run is shown. log_format: as given, None = as the settings say."""
 
     progress: str
     quiet: bool
     as_json: bool
+    joblog: str | None
+    log_format: str | None
 
 
 def run(
@@ -165,21 +110,29 @@ def run(
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
     max_failures: MaxFailuresOption = None,
+    if_running: IfRunningOption = None,
     progress: ProgressOption = "auto",
+    joblog: JoblogOption = None,
+    log_format: LogFormatOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Run a job: open a new run and carry it out."""
+    from batchrun.cli.overlap import checked_policy
     from batchrun.cli.values import given_options, given_sample
 
+    shown = _shown(call, progress, quiet, as_json, joblog, log_format)
     texts = {"workers": workers, "threads": threads, "limit": limit, "transaction": transaction}
     given = given_options({**texts, "retries": retries, "timeout": timeout, "max_failures": max_failures})
+    policy = checked_policy(if_running)
     taken = Taken(given_sample(sample, seed, limit), dry_run)
-    shown = Shown(_mode(progress), quiet, as_json)
-    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given, taken))
+    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given, policy, taken), job)
 
 
-def _start(session: Session, name: str, arguments: list[str], given: dict[str, Any], taken: Taken) -> Report:
+def _start(
+    session: Session, name: str, arguments: list[str], given: dict[str, Any], policy: str | None, taken: Taken
+) -> Report | None:
+    from batchrun.cli.overlap import is_running, start_or_yield
     from batchrun.cli.values import load, typed_params
     from batchrun.config import effective_options, job_settings
 
@@ -191,10 +144,18 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
     from batchrun.api import start_job
 
     _prepare_forks(session, place, options)
-    continues = job_settings(settings, job).on_unfinished == "resume"
-    return start_job(
-        job, params, options, place, given=given, observers=session.observers, stop=session.stop, continue_unfinished=continues,
-        sample=taken.sample, dry_run=taken.is_dry,
+    own = job_settings(settings, job)
+
+    def start() -> Report:
+        return start_job(
+            job, params, options, place, given=given, observers=session.observers, stop=session.stop,
+            continue_unfinished=own.on_unfinished == "resume", wants_spans=session.shown.joblog is not None,
+            sample=taken.sample, dry_run=taken.is_dry,
+        )  # fmt: skip
+
+    return start_or_yield(
+        start, policy or own.if_running or "fail", lambda: bool(session.run), lambda: is_running(place, job, params),
+        lambda said: None if session.shown.quiet else call.out.say(said),
     )  # fmt: skip
 
 
@@ -221,6 +182,8 @@ def resume(
     max_failures: MaxFailuresOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
+    joblog: JoblogOption = None,
+    log_format: LogFormatOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -229,18 +192,14 @@ def resume(
     What is settled stays as it is. The options of the run are kept; those given here win.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
-    shown = Shown(_mode(progress), quiet, as_json)
+    shown = _shown(call, progress, quiet, as_json, joblog, log_format)
     return _again(call, shown, arguments or [], texts, accept_changes, retried=False)
 
 
 def retry(
     call: Call,
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RUN", help=f"{RUN_HELP} Behind it name=value for secret parameters, which the ledger does not keep."
-        ),
-    ],
+    arguments: RetryArguments,
+    only: OnlyOption = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     retries: RetriesOption = None,
@@ -248,6 +207,8 @@ def retry(
     max_failures: MaxFailuresOption = None,
     accept_changes: AcceptOption = False,
     progress: ProgressOption = "auto",
+    joblog: JoblogOption = None,
+    log_format: LogFormatOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> int:
@@ -256,20 +217,29 @@ def retry(
     Changed code is accepted: a fix is why one retries. Changed parameters or input need --accept-changes.
     """
     texts = {"workers": workers, "threads": threads, "retries": retries, "timeout": timeout, "max_failures": max_failures}
-    shown = Shown(_mode(progress), quiet, as_json)
-    return _again(call, shown, arguments, texts, accept_changes, retried=True)
+    shown = _shown(call, progress, quiet, as_json, joblog, log_format)
+    return _again(call, shown, arguments, texts, accept_changes, retried=True, only=only or [])
 
 
 def _again(
-    call: Call, shown: Shown, arguments: list[str], texts: dict[str, str | None], accept_changes: bool, *, retried: bool
+    call: Call,
+    shown: Shown,
+    arguments: list[str],
+    texts: dict[str, str | None],
+    accept_changes: bool,
+    *,
+    retried: bool,
+    only: Sequence[str] = (),
 ) -> int:
     from batchrun.cli.values import given_options
 
     given = given_options(texts)
-    return _carry_out(call, shown, lambda session: _go_on(session, arguments, given, accept_changes, retried))
+    return _carry_out(call, shown, lambda session: _go_on(session, arguments, given, accept_changes, retried, only))
 
 
-def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept_changes: bool, retried: bool) -> Report | None:
+def _go_on(
+    session: Session, arguments: list[str], given: dict[str, Any], accept_changes: bool, retried: bool, only: Sequence[str]
+) -> Report | None:
     from batchrun.api import resume_job, retry_job
     from batchrun.cli.values import given_params, load
     from batchrun.config import effective_options
@@ -281,16 +251,17 @@ def _go_on(session: Session, arguments: list[str], given: dict[str, Any], accept
     if record is None or (nothing := _nothing_to_do(record, retried, call.command)):
         call.out.say("Nothing to do: there is no unfinished run." if record is None else nothing)
         return None
+    wanted = _wanted(session, place, record.id, only)
     kept = {**_kept(record), **given}
     job = load(call, settings, record.job, kept)
     params = given_params(call, settings, job, arguments)
     options = effective_options(settings, job, kept)
-    function = retry_job if retried else resume_job
+    function = functools.partial(retry_job, only=wanted) if retried else resume_job
     _prepare_forks(session, place, options)
     return function(
         job, record.id, options, place, given_params=params, said=[one.partition("=")[0] for one in arguments],
         accept_changes=accept_changes, observers=session.observers,
-        stop=session.stop,
+        stop=session.stop, wants_spans=session.shown.joblog is not None,
     )  # fmt: skip
 
 
@@ -300,6 +271,18 @@ def _record(session: Session, place: Any, run: str | None, retried: bool) -> Run
     with open_reading(place, session.observers) as reading:
         found = reading.find(run) if run is not None or retried else reading.newest_unfinished()
         return None if found is None else reading.record(found)
+
+
+def _wanted(session: Session, place: Place, run: str, only: Sequence[str]) -> Wanted:
+    """What ``--only`` names. Raises ConfigError, with what there is, for a word that fits no item."""
+    from batchrun.api import open_reading
+    from batchrun.ledger.troubles import Wanted
+
+    wanted = Wanted(either=tuple(only))
+    if only:
+        with open_reading(place, session.observers) as reading:
+            wanted.refuse_unmatched(reading.trouble_groups(run), run)
+    return wanted
 
 
 def _kept(record: RunRecord) -> dict[str, Any]:
@@ -338,31 +321,71 @@ class Session:
     report: Report | None = None
 
 
-def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | None]) -> int:
-    """Settings, signals, progress, logs around ``start``; then the summary, the JSON and the exit code."""
+def _carry_out(call: Call, shown: Shown, start: Callable[[Session], Report | None], job: str = "") -> int:
+    """Settings, signals, progress, logs around ``start``; then the summary, the JSON, who else is told, the exit code.
+
+    job: its name, where the command line says it.
+    """
+    from batchrun.cli.logs import above_the_bar, signal_line
     from batchrun.cli.signals import SignalWatch
+    from batchrun.cli.telling import Telling
     from batchrun.execution.preloading import what_is_open
     from batchrun.plans import StopRequest
-    from batchrun.reporting.progress import Progress, mode_for
 
     stop = StopRequest()
-    progress = Progress(
-        mode_for(shown.progress, call.out.err, quiet=shown.quiet), call.out.err, quiet=shown.quiet, command=call.command
-    )
-    with SignalWatch(stop, lambda: _advice(session), keeps=call.out.owns_process) as watch:
-        session = Session(call, call.project(), shown, stop, progress, what_is_open())
-        session.observers = (progress, lambda event: _remember(session, event, watch.opened))
+    with SignalWatch(
+        stop, lambda: _advice(session), keeps=call.out.owns_process, line=functools.partial(signal_line, call.out)
+    ) as watch:
+        settings = _settings(call, shown)
+        telling = Telling(call, settings, job)
+        session = Session(call, settings, shown, stop, _progress(call, shown, telling), what_is_open())
+        remembering = functools.partial(_remember, session, opened=watch.opened)
+        session.observers = (telling.heard, session.progress, remembering, *_joblog(call, shown))
         try:
-            with _above_the_bar(progress, shown.quiet):
+            with above_the_bar(session.progress):
                 report = start(session)
-        except BaseException:
-            progress.close()
+        except BaseException as error:
+            session.progress.close()
             watch.over()
             _print_report(session, session.report)
+            telling.failed(error, session.report, lambda: watch.came_late)
             raise
         watch.over()
         _print_report(session, report)
-    return 0 if report is None else _exit_code(report, watch.exit_code)
+        code = 0 if report is None else _exit_code(report, watch.exit_code)
+        if report is not None:
+            telling.ended(report, code, lambda: watch.came_late)
+    _tidy(session, report)
+    return code
+
+
+def _settings(call: Call, shown: Shown) -> Settings:
+    from batchrun.config import setting
+
+    settings = call.project(log__format=shown.log_format)
+    if setting(settings, "log", "format") == "json":
+        if shown.progress == "bar":
+            raise ConfigError("--progress: a bar is no JSON; leave out --progress bar, or use --log-format text")
+        call.out.speak_json()
+    return settings
+
+
+def _progress(call: Call, shown: Shown, telling: Telling) -> Progress:
+    from batchrun.reporting.progress import Progress, mode_for
+
+    out = call.out
+    stream = out.err if out.json is None else out.bare_err
+    wanted = "plain" if out.json is not None and shown.progress == "auto" else shown.progress
+    mode = mode_for(wanted, stream, quiet=shown.quiet)
+    return Progress(mode, stream, quiet=shown.quiet, command=call.command, form=out.json, kept=telling.kept)
+
+
+def _joblog(call: Call, shown: Shown) -> tuple[Observer, ...]:
+    if shown.joblog is None:
+        return ()
+    from batchrun.reporting.joblog import Joblog
+
+    return (Joblog(Path(shown.joblog).expanduser(), call.out.clean, call.out.warn),)
 
 
 def _remember(session: Session, event: Event, opened: Callable[[], None]) -> None:
@@ -387,12 +410,29 @@ def _print_report(session: Session, report: Report | None) -> None:
     if report is None:
         return
     out, before = session.call.out, session.settled_before
+    made = jsonout.report_json(report, settled_before=before)
     if not (session.shown.quiet and report.ok):
-        out.say("\n".join(text.summary(report, settled_before=before, command=session.call.command)))
+        out.say("\n".join(text.summary(report, settled_before=before, command=session.call.command)), **made)
         if report.rehearsal is not None:
             out.say("\n".join(rehearsal.lines(report.rehearsal, report.counts)))
     if session.shown.as_json:
-        out.result(jsonout.dumped(jsonout.report_json(report, settled_before=before)))
+        out.result(jsonout.dumped(made))
+
+
+def _tidy(session: Session, report: Report | None) -> None:
+    """[ledger] keep_days: behind a run that was not stopped, old ones are deleted; see batchrun/upkeep.py."""
+    days = session.settings.ledger.keep_days
+    if days is None or report is None or session.stop.level:
+        return
+    from batchrun.upkeep import tidy
+
+    with contextlib.suppress(KeyboardInterrupt):  # the run has ended, and its exit code stands
+        found, warning = tidy(session.call.place(session.settings), days)
+        if warning:
+            session.call.out.say(f"Warning: {warning}")
+        elif found.runs and not session.shown.quiet:
+            runs = "1 run was" if len(found.runs) == 1 else f"{len(found.runs):,} runs were"
+            session.call.out.say(f"{runs} older than {days} days and deleted from the ledger ([ledger] keep_days).")
 
 
 def _exit_code(report: Report, signalled: int | None) -> int:
@@ -401,41 +441,15 @@ def _exit_code(report: Report, signalled: int | None) -> int:
     return EXIT_CODES[report.status]
 
 
-def _mode(progress: str) -> str:
+def _shown(call: Call, progress: str, quiet: bool, as_json: bool, joblog: str | None, log_format: str | None) -> Shown:
+    """How a run is to be shown, from now on. Raises ConfigError."""
+    from batchrun.reporting.entries import FORMATS
     from batchrun.reporting.progress import MODES
 
+    if log_format not in (None, *FORMATS):
+        raise ConfigError(f"--log-format: {log_format!r} is not one of {', '.join(FORMATS)}")
+    if (log_format or os.environ.get("BATCHRUN_LOG_FORMAT")) == "json":
+        call.out.speak_json()  # before the settings are read, as they may be wrong
     if progress not in MODES:
         raise ConfigError(f"--progress: {progress!r} is not one of {', '.join(MODES)}")
-    return progress
-
-
-class _Above(logging.Handler):
-    """Log records of this process, above the bar; those of the workers come as events."""
-
-    def __init__(self, progress: Progress, level: int) -> None:
-        super().__init__(level)
-        self._progress = progress
-        self.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        level = f"{record.levelname.capitalize()}: " if record.levelno >= logging.WARNING else ""
-        self._progress.above(level + self.format(record))
-
-
-@contextlib.contextmanager
-def _above_the_bar(progress: Progress, quiet: bool) -> Iterator[None]:
-    """Logs of this process, and what is printed in it, go above the bar."""
-    from batchrun.cli.output import LineStream
-
-    handler = _Above(progress, logging.WARNING if quiet else logging.INFO)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(min(level or logging.INFO, logging.INFO))
-    prints = LineStream((lambda text: None) if quiet else progress.above)
-    try:
-        with contextlib.redirect_stdout(prints), contextlib.redirect_stderr(LineStream(progress.above)):
-            yield
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
+    return Shown(progress, quiet, as_json, joblog, log_format)

@@ -33,19 +33,25 @@ class SignalWatch:
     """Handles SIGINT, SIGTERM and SIGHUP inside a ``with``.
 
     stop: what to ask. advice: called with nothing, returns the line that says how to go on. keeps: leave the signals
-    ignored behind, because the process ends anyway; else the former handlers come back.
+    ignored behind, because the process ends anyway; else the former handlers come back. line: makes a line of the text
+    that is said to be stopping.
 
     A background shell starts programs with SIGINT ignored, so the handlers are set explicitly; SIGHUP alone stays
     ignored where it was, which is what nohup is for.
     """
 
-    def __init__(self, stop: StopRequest, advice: Callable[[], str], *, keeps: bool) -> None:
+    def __init__(
+        self, stop: StopRequest, advice: Callable[[], str], *, keeps: bool, line: Callable[[str], str] | None = None
+    ) -> None:
         self._stop = stop
+        self._line = line or above_a_bar
         self._advice = advice
         self._keeps = keeps
         self._former: dict[int, Any] = {}
         self._is_open = self._is_over = False
         self.first: str | None = None
+        self.came_late = False
+        """A signal came when the run was over: what is still going on may be left off."""
 
     @property
     def exit_code(self) -> int | None:
@@ -77,20 +83,24 @@ class SignalWatch:
         name = signal.Signals(number).name
         self.first = self.first or name
         if self._is_over:
+            self.came_late = True
             return
         if not self._is_open:
             self._is_over = True  # a second one must not interrupt the way out
             raise Interrupted(name)
         self._stop.request(name)
         if self._stop.level == 1:
-            _tell(f"{name}: finishing what is running; {self._advice()}")
+            _tell(self._line(f"{name}: finishing what is running; {self._advice()}"))
         elif self._stop.level > 2:
             os._exit(EXIT_CODES[self.first])
 
 
-def _tell(text: str) -> None:
+def above_a_bar(text: str) -> str:
+    """Over what a bar has drawn on its line, and the rest of it cleared."""
+    return f"\r{text}\x1b[K" if os.isatty(2) else text
+
+
+def _tell(line: str) -> None:
     """Write to stderr by the system call alone: a handler may stand in the midst of a write to the stream."""
     with contextlib.suppress(OSError):
-        end = "\x1b[K\n" if os.isatty(2) else "\n"
-        start = "\r" if os.isatty(2) else ""
-        os.write(2, f"{start}{text}{end}".encode())
+        os.write(2, f"{line}\n".encode())

@@ -51,7 +51,7 @@ def load(call: Call, settings: Settings, name: str, given: Mapping[str, Any]) ->
     from batchrun.loading import find_jobs, load_job
 
     def warn(sentence: str) -> None:
-        call.out.say(f"Warning: {sentence}")
+        call.out.warn(sentence)
 
     job = load_job(settings.folder, name, transaction=_transaction(settings, name, given), warn=warn)
     for sentence in unknown_jobs(settings, [one.name for one in find_jobs(settings.folder, lambda known: None)]):

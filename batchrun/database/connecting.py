@@ -92,10 +92,10 @@ def _still_full(engine: Engine, error: BaseException, numbers: str) -> DatabaseE
 
 
 def _place(engine: Engine) -> str:
-    return f"{_hosts(engine.url)}, database {engine.url.database}"
+    return f"{hosts_text(engine.url)}, database {engine.url.database}"
 
 
-def _hosts(url: URL) -> str:
+def hosts_text(url: URL) -> str:
     """Where the URL leads, for people; it may name several hosts."""
     several, ports = _parts(url.query.get("host")), _parts(url.query.get("port"))
     if not several:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -114,6 +115,7 @@ class Gate:
         self.went_past = False  # the item's transaction was over before anybody ended it through the gate
         self.leaves = False
         self.cursors = False  # a cursor was opened that outlives the transaction unless it is closed
+        self.spent_s = self.waited_s = 0.0  # in marks and commits; for its turn to write
 
     def arm(self, opening: Sequence[str], mark: str | Call | None = None) -> None:
         """Start an item: ``opening`` begins its transaction, and ``mark`` goes with it in one message.
@@ -129,13 +131,17 @@ class Gate:
 
     def open(self) -> None:
         """Send BEGIN and the mark. Raises MarkMissed when the mark changed no row; the transaction is then gone."""
+        began = monotonic()
         if self._turnstile:
             self._turnstile.enter(self.on_turn)
+            self.waited_s += monotonic() - began
+            began = monotonic()
         try:
             changed = self._send_opening()
         except BaseException:
             self.roll_back()  # BEGIN may have gone through; a task that swallows this must not go on without a transaction
             raise
+        self.spent_s += monotonic() - began
         self.is_open, self.committed = True, False
         if changed != 1 and self._mark is not None:
             self.roll_back()
@@ -214,7 +220,9 @@ class Gate:
     def _commit(self) -> None:
         self.check()
         self.is_open = False
+        began = monotonic()
         self.driver.send(self.raw, (*self._ends_with, *self._cleaning()) if self._pooled else self._ends_with)
+        self.spent_s += monotonic() - began
         self.committed = True
         if self._turnstile:
             self._turnstile.leave()

@@ -86,6 +86,8 @@ class ItemRunner:
         self.call = work.shape.bind(work.task, work.task_params)
         self._inline = inline
         self._lost = self._opening = self._past = False
+        self.at: tuple[Any, int] | None = None
+        """The item and its attempt, for what is logged meanwhile; see whereabouts.py."""
         self._logger = logging.getLogger(f"batchrun.job.{work.job}")
         self._opens_with = self._opening_statements()
         self._settle_options()
@@ -135,6 +137,15 @@ class ItemRunner:
             if link is not None:
                 link.close()
 
+    def take_spent(self) -> tuple[float, float]:
+        """Seconds in marks and commits, and for its turn to write, since the last time."""
+        spent = waited = 0.0
+        for link in (self.link, self._separate):
+            if link is not None:
+                one, other = link.take_spent()
+                spent, waited = spent + one, waited + other
+        return spent, waited
+
     # One item, to its end.
 
     def one(self, spot: Spot, item: Item, index: int, *, recorded: bool = True) -> Result:
@@ -145,6 +156,7 @@ class ItemRunner:
         if isinstance(item, Unstorable):
             return self._settle(Row(spot, item, Result("failed", ItemError("NotPlainData", item.message))), recorded)
         lost = conflicts = 0
+        self.at = (item, spot.attempt)
         while True:
             try:
                 return self._attempt(spot, item, index, recorded)

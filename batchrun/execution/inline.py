@@ -32,6 +32,10 @@ class InlineExecutor:
 
     alive = 1
 
+    def age_s(self, worker: int) -> float:
+        """Nothing had to be started."""
+        return 0.0
+
     def start(self) -> None:
         """Build the engine and call the initializer, as a worker would."""
         if self._runner is not None:

@@ -147,6 +147,15 @@ class Link:
         if held is not None:
             held.close()
 
+    def take_spent(self) -> tuple[float, float]:
+        """Seconds that this connection spent in marks and commits, and waited for its turn to write, since the last time."""
+        gate = self._gate
+        if gate is None:
+            return 0.0, 0.0
+        spent = gate.spent_s, gate.waited_s
+        gate.spent_s = gate.waited_s = 0.0
+        return spent
+
     def rest(self) -> bool:
         """After an item that went well: the gate stands open. False where more is to be settled."""
         held, gate = self._held, self._gate

@@ -83,6 +83,22 @@ class Sent(NamedTuple):
     items: bytes | list[bytes]
 
 
+Span = tuple[float, int]
+"""So many items in a row took so many seconds each."""
+
+
+class Timing(NamedTuple):
+    """How an order's time was spent. steps: of the histogram (see batchrun.insight). slowest: seconds and offset of a few.
+
+    commit_s: in marks and commits. waited_s: for its turn to write.
+    """
+
+    steps: dict[int, int]
+    slowest: list[tuple[float, int]]
+    commit_s: float
+    waited_s: float
+
+
 class Trouble(NamedTuple):
     """An item of a Settled message that is not simply done.
 
@@ -113,7 +129,7 @@ class Initializing(NamedTuple):
 class Settled(NamedTuple):
     """``amount`` further items of an order are settled. values: of each, or None where nobody asked for them.
 
-    are_packed: some of the values are Packed.
+    are_packed: some of the values are Packed. spans: seconds of an item, and of how many in a row; None where nobody asked.
     """
 
     order: int
@@ -121,17 +137,19 @@ class Settled(NamedTuple):
     troubles: list[Trouble]
     values: list[Any] | None
     are_packed: bool = False
+    spans: list[Span] | None = None
 
 
 class Ended(NamedTuple):
     """The order is over; what it did not settle was not begun.
 
-    busy_s: seconds it took. memory: the worker's resident bytes; 0 where nobody wants to know.
+    busy_s: seconds it took. memory: the worker's resident bytes; 0 where nobody wants to know. timing: where they went.
     """
 
     order: int
     busy_s: float
     memory: int = 0
+    timing: Timing | None = None
 
 
 class Unreadable(NamedTuple):
@@ -162,10 +180,19 @@ class Failed(NamedTuple):
 
 
 class Said(NamedTuple):
-    """Text a task or a logger wrote, or a notice of the worker's own (WARNING) or the pool's (NOTICE)."""
+    """Text a task printed (PRINT) or logged, or a notice of the worker's own (WARNING) or the pool's (NOTICE).
+
+    logger: its name; empty for what is no log record. item, attempt: what the thread was at, the item as
+    ``items.item_name`` makes it; attempt 0 = outside of a task. traceback: of the exception it logged. at: Unix time.
+    """
 
     level: str
     text: str
+    logger: str = ""
+    item: str | int | float | bool | None = None
+    attempt: int = 0
+    traceback: str = ""
+    at: float = 0.0
 
 
 class Away(NamedTuple):

@@ -138,6 +138,11 @@ class LocalPool:
     def alive(self) -> int:
         return len(self._workers)
 
+    def age_s(self, worker: int) -> float:
+        """Seconds since a worker was started."""
+        found = self._workers.get(worker)
+        return time.monotonic() - found.began if found else 0.0
+
     def room(self) -> int:
         """How many more orders can be handed over now."""
         return sum(self._room_of(worker) for worker in self._workers.values())

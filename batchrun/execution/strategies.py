@@ -30,6 +30,8 @@ from batchrun.execution.orders import (
     pack,
 )
 from batchrun.execution.recording import RUN_ENDING, Result, Row
+from batchrun.execution.timing import Stopwatch
+from batchrun.execution.whereabouts import stay
 from batchrun.items import Item, OutcomeStatus
 from batchrun.ledger.marks import Spot
 
@@ -45,7 +47,9 @@ class Reporter:
     values: of the items not told yet; None where nobody wants them. settled: how many items of the order are.
     """
 
-    def __init__(self, order: int, send: Callable[[Message], None], wants_values: bool, *, eager: bool) -> None:
+    def __init__(
+        self, order: int, send: Callable[[Message], None], wants_values: bool, *, eager: bool, wants_spans: bool = False
+    ) -> None:
         self._patience_s = 0.0 if eager else FLUSH_S  # where a death is to be billed, the parent must know who ran
         self._order = order
         self._send = send
@@ -54,16 +58,21 @@ class Reporter:
         self._troubles: list[Trouble] = []
         self.settled = 0
         self._told = 0
+        self.watch = Stopwatch()
+        self._wants_spans = wants_spans
         self.due = monotonic() + self._patience_s
 
     def add(self, result: Result) -> None:
         """One more item is settled."""
+        now = monotonic()
+        if self.settled == self.watch.noted:
+            self.watch.note(now)
         if result.state != "done":
             self._troubles.append(Trouble(self.settled, result.state, result.error, result.after))
         if self.values is not None:
             self.values.append(result.value)
         self.settled += 1
-        if monotonic() >= self.due:
+        if now >= self.due:
             self.flush()
 
     def flush(self) -> None:
@@ -71,7 +80,10 @@ class Reporter:
         if amount := self.settled - self._told:
             values = self.values
             are_packed = values is not None and Packed in map(type, values)
-            self._send(Settled(self._order, amount, self._troubles, values, are_packed))
+            if untimed := self.settled - self.watch.noted:
+                self.watch.note(monotonic(), untimed)
+            spans = self.watch.take() if self._wants_spans else None
+            self._send(Settled(self._order, amount, self._troubles, values, are_packed, spans))
             self._told, self._troubles = self.settled, []
             self.values = [] if self._wants_values else None
         self.due = monotonic() + self._patience_s
@@ -93,6 +105,7 @@ class OrderRunner:
         self._batched = options.batched
         self._reading = options.read_only and runner.recorder is not None
         self._plain = runner.is_plain
+        stay(runner)
 
     def run(self, sent: Sent) -> None:
         """Run an order as far as it goes; sends Settled messages and an Ended. Raises what ends the worker."""
@@ -103,12 +116,15 @@ class OrderRunner:
         except BaseException:  # foreign code in an item's __setstate__; sent one by one, only the guilty one fails
             self._send(Unreadable(sent.id))
             return
-        report = Reporter(sent.id, self._send, self._runner.work.wants_values, eager=sent.alone)
+        work = self._runner.work
+        report = Reporter(sent.id, self._send, work.wants_values, eager=sent.alone, wants_spans=work.wants_spans)
         try:
             self._choose(sent, items)(sent, items, report)
         finally:
+            self._runner.at = None
             report.flush()
-        self._send(Ended(sent.id, monotonic() - began, self._memory()))
+        timing = report.watch.timing(*self._runner.take_spent())
+        self._send(Ended(sent.id, monotonic() - began, self._memory(), timing))
 
     def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], object]:
         if self._plain and type(sent.items) is bytes:  # a list of pickles may hold items that cannot be read
@@ -164,19 +180,22 @@ class OrderRunner:
         runner = self._runner
         mark = runner.marks.of_items(sent.no, sent.pos, len(items)) if runner.marks else None
         values: list[Any] = []
+        seconds: list[float] = []
         try:
-            runner.in_transaction(mark, self._each, sent, items, values)
+            runner.in_transaction(mark, self._each, sent, items, values, seconds)
         except RUN_ENDING:
             raise
         except _Stopped:
             return
         except (Exception, MarkMissed, SystemExit) as error:
             judged, meaning = runner.judge(error, self._spot(sent, 0))
+            report.watch.restart()
             if meaning is Meaning.PARTIAL:
                 self._partly_in_one(sent, items, report, values, judged)
             else:
                 self._one_by_one(sent, items, report)  # shows who is guilty
             return
+        report.watch.spread(seconds)
         for value in values:
             report.add(Result("done", value=value))
 
@@ -196,25 +215,30 @@ class OrderRunner:
         report.add(result)
         self._one_by_one(sent, items, report, guilty + 1)
 
-    def _each(self, sent: Sent, items: list[Item], values: list[Any]) -> None:
+    def _each(self, sent: Sent, items: list[Item], values: list[Any], seconds: list[float]) -> None:
         runner = self._runner
         assert runner.link is not None
         gate, stopping, call = runner.link.gate, runner.stopping, runner.call_in_session
         wants_ctx, told = runner.work.shape.wants_ctx, monotonic()
+        began = told
         for offset, item in enumerate(items):
             if stopping():
                 raise _Stopped
             if isinstance(item, Unstorable):
                 raise _FallBack
-            if monotonic() - told >= BEGAN_S:
-                told = monotonic()
+            if began - told >= BEGAN_S:
+                told = began
                 runner.voice.began(offset)
+            runner.at = (item, sent.attempt)
             context = runner.context(self._spot(sent, offset), item, sent.start + offset) if wants_ctx else None
             value = call(item, context, final=False)
             if gate.rolled_back:
                 raise _FallBack
             gate.check()  # or the items behind one that committed past its session would run outside of any
             values.append(value)
+            ended = monotonic()
+            seconds.append(ended - began)
+            began = ended
 
     # The task takes the list.
 
@@ -266,6 +290,7 @@ class OrderRunner:
         given = items[low:high]
         if any(isinstance(item, Unstorable) for item in given):
             raise _FallBack
+        runner.at = (given, sent.attempt)
         context = runner.context(self._spot(sent, low), given, sent.start + low)
         if runner.work.options.read_only:
             value = runner.only_reading(given, context)
@@ -277,6 +302,7 @@ class OrderRunner:
 
     def _add_values(self, values: Any, count: int, report: Reporter) -> None:
         single = not isinstance(values, list) or len(values) != count
+        report.watch.note(monotonic(), count)
         for offset in range(count):
             report.add(Result("done", value=values if single else values[offset]))
 
@@ -285,10 +311,15 @@ class OrderRunner:
     def _only_reading(self, sent: Sent, items: list[Item], report: Reporter) -> None:
         runner = self._runner
         results: list[Result] = []
+        seconds: list[float] = []
+        began = monotonic()
         for offset, item in enumerate(items):
             if runner.stopping():
                 break
             results.append(runner.one(self._spot(sent, offset), item, sent.start + offset, recorded=False))
+            ended = monotonic()
+            seconds.append(ended - began)
+            began = ended
         if results and runner.recorder:
             rows = [
                 Row(self._spot(sent, n), items[n], result)
@@ -296,6 +327,7 @@ class OrderRunner:
                 if result.state != OutcomeStatus.DONE
             ]
             runner.recorder.mark_span(self._spot(sent, 0), len(results), rows)
+        report.watch.spread(seconds)
         for result in results:
             report.add(result)
 

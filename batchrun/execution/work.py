@@ -27,7 +27,7 @@ class Work:
     task_params: keyword arguments of the task. params: all parameters, for ``ctx``. engine: None = no database.
     marks: None = an anonymous run. books: the ledger's engine where it is in another database than the work.
     run_folder, turnstile_for: SQLite's lock files, and the identity of the database whose writers take turns.
-    wants_values: somebody reads what tasks return.
+    wants_values: somebody reads what tasks return. wants_spans: somebody wants to know how long each item took.
     writes: the server took writes when the run was opened, and the run may write; one that takes none later is away.
     secrets: texts that no recorded error may hold.
     """
@@ -46,6 +46,7 @@ class Work:
     params: Mapping[str, Any] = field(default_factory=dict)
     initializer: Callable[..., Any] | None = None
     wants_values: bool = False
+    wants_spans: bool = False
     writes: bool = True
     secrets: tuple[str, ...] = ()
 

@@ -27,9 +27,11 @@ from batchrun.database.turnstile import OwnerTurn
 from batchrun.errors import AlreadyRunning
 from batchrun.items import ItemError
 from batchrun.ledger import liveness
+from batchrun.ledger.insights import write_insight
 from batchrun.ledger.marks import Fenced, Spot
 from batchrun.ledger.reading import now_expression
 from batchrun.ledger.schema import Tables
+from batchrun.ledger.troubles import Wanted, chosen
 from batchrun.runs import RunStatus
 
 _STUCK = "xact_start < clock_timestamp() - interval '1 second'"
@@ -320,16 +322,18 @@ class Owner:
         """The source is exhausted: a resume need not read it again."""
         self._update_run(sealed=True)
 
-    def beat(self) -> None:
-        """Say that the owner lives."""
-        self._update_run(heartbeat=now_expression(self.engine.dialect.name))
+    def beat(self, insight: str = "") -> None:
+        """Say that the owner lives. insight: where the run's time went so far, as JSON; "" = what is there stays."""
+        self._update_run(insight, heartbeat=now_expression(self.engine.dialect.name))
 
-    def _update_run(self, **values: Any) -> None:
+    def _update_run(self, insight: str = "", **values: Any) -> None:
         run = self.tables.run
         with self.writing() as connection:
             found = connection.execute(update(run).where(run.c.id == self.run, run.c.epoch == self.epoch).values(**values))
             if found.rowcount != 1:
                 raise self._fenced(connection)
+            if insight:
+                write_insight(connection, self.tables, self.run, self.epoch, insight)
 
     def end_chunks(self, numbers: Sequence[int]) -> None:
         """Close chunks that are through and drop their payloads, in one transaction."""
@@ -441,13 +445,14 @@ class Owner:
                 connection.execute(insert(item).values(**place, payload=payload, base=0, deaths=0, **values))
             return moved.rowcount == 1
 
-    def requeue(self, states: Sequence[str]) -> int:
+    def requeue(self, states: Sequence[str], wanted: Wanted | None = None) -> int:
         """``retry``: put items in these states back. Their attempts so far no longer count. Returns how many."""
         item = self.tables.item
         with self.writing() as connection:
+            of_class = chosen(connection, item, self.run, wanted or Wanted())
             found = connection.execute(
                 update(item)
-                .where(item.c.run == self.run, item.c.state.in_(bindparam("states", expanding=True)))
+                .where(item.c.run == self.run, item.c.state.in_(bindparam("states", expanding=True)), *of_class)
                 .values(state="retry", base=item.c.attempts, deaths=0, due=0.0, epoch=self.epoch),
                 {"states": list(states)},
             )
@@ -457,11 +462,11 @@ class Owner:
         """From now on the run is of this code, these parameters and this input."""
         self._update_run(fingerprint=fingerprint, options=options)
 
-    def finish(self, status: RunStatus, note: str, elapsed_s: float) -> None:
+    def finish(self, status: RunStatus, note: str, elapsed_s: float, insight: str = "") -> None:
         """Write how the run ended. Raises Fenced."""
         now = now_expression(self.engine.dialect.name)
         run = self.tables.run
-        self._update_run(status=status.value, note=note, ended=now, heartbeat=now, elapsed=run.c.elapsed + elapsed_s)
+        self._update_run(insight, status=status.value, note=note, ended=now, heartbeat=now, elapsed=run.c.elapsed + elapsed_s)
 
 
 def _fate(row: Any) -> Fate:

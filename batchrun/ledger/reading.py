@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Engine, Row, Select, case, func, literal, literal_column, select, union_all
 
 from batchrun.codec import load, load_items
 from batchrun.database.runfolder import is_held, run_folder
 from batchrun.database.urls import sqlite_file
 from batchrun.errors import UnknownRun
-from batchrun.ledger import liveness
+from batchrun.insight import Insight
+from batchrun.ledger import liveness, troubles
+from batchrun.ledger.insights import read_insight
 from batchrun.ledger.schema import Tables, check_layout, exists, tables
-from batchrun.runs import FINISHED, Counts, FailureRecord, RunRecord, RunStatus
-
-TROUBLED = ("failed", "quarantined", "unknown")
+from batchrun.ledger.troubles import Wanted
+from batchrun.runs import FINISHED, Counts, FailureGroup, FailureRecord, RunRecord, RunStatus
 
 
 def now_expression(dialect_name: str) -> ColumnElement[float]:
@@ -117,6 +118,13 @@ class Reading:
         with self._engine.connect() as connection:
             return [self._of(row) for row in connection.execute(self._with_silence(query))]
 
+    def is_asked_to_pause(self, run_id: str) -> bool:
+        """Does somebody's request to pause it stand? A run that paused by itself has none."""
+        request = self._tables.request
+        with self._engine.connect() as connection:
+            wanted = connection.execute(select(request.c.wanted).where(request.c.run == run_id)).scalar()
+        return bool(wanted == "pause")
+
     def _stored(self, query: Select[Any]) -> StoredRun | None:
         with self._engine.connect() as connection:
             row = connection.execute(self._with_silence(query)).first()
@@ -161,52 +169,86 @@ class Reading:
 
     def counts(self, run_id: str) -> Counts:
         """Where the run's items stand; they add up by construction."""
+        return self.counts_of([run_id])[run_id]
+
+    def counts_of(self, run_ids: Sequence[str]) -> dict[str, Counts]:
+        """The same for several runs, in one statement."""
+        found = {run_id: Counts() for run_id in run_ids}
+        if found:
+            with self._engine.connect() as connection:
+                for row in connection.execute(self._sums(run_ids)):
+                    _add(found[row.run], row.state, *map(int, row[2:]))
+        return found
+
+    def _sums(self, run_ids: Sequence[str]) -> Any:
+        """Of each run a row with its chunks' sums, its state empty, and a row for each state of its exceptional items."""
         chunk, item = self._tables.chunk, self._tables.item
-        sums = select(func.coalesce(func.sum(chunk.c.size), 0), func.coalesce(func.sum(chunk.c.pos), 0),
-                      func.coalesce(func.sum(chunk.c.skipped), 0)).where(chunk.c.run == run_id)  # fmt: skip
-        again = func.coalesce(func.sum(case((item.c.attempts > 1, item.c.attempts - 1), else_=0)), 0)
-        states = select(item.c.state, func.count(), again).where(item.c.run == run_id).group_by(item.c.state)
-        with self._engine.connect() as connection:
-            planned, settled, skipped = connection.execute(sums).one()
-            by_state = {row[0]: (row[1], row[2]) for row in connection.execute(states)}
-        other = {state: count for state, (count, _) in by_state.items() if state != "done"}
-        return Counts(
-            planned=int(planned),
-            done=int(settled) - int(skipped) - sum(other.values()),
-            failed=other.get("failed", 0),
-            skipped=int(skipped) + other.get("skipped", 0),
-            quarantined=other.get("quarantined", 0),
-            unknown=other.get("unknown", 0),
-            retries=sum(int(again) for _, again in by_state.values()),
+        again = case((item.c.attempts > 1, item.c.attempts - 1), else_=0)
+        return union_all(
+            select(
+                chunk.c.run, literal("").label("state"), func.sum(chunk.c.size), func.sum(chunk.c.pos), func.sum(chunk.c.skipped)
+            )
+            .where(chunk.c.run.in_(run_ids))
+            .group_by(chunk.c.run),
+            select(item.c.run, item.c.state, func.count(), func.sum(again), literal(0))
+            .where(item.c.run.in_(run_ids))
+            .group_by(item.c.run, item.c.state),
         )
 
-    def troubled(self, run_id: str, limit: int | None = None) -> Iterator[FailureRecord]:
-        """Items that are failed, quarantined or unknown, in the order they were cut."""
-        item = self._tables.item
-        query = select(item).where(item.c.run == run_id, item.c.state.in_(TROUBLED)).order_by(item.c.no, item.c.pos).limit(limit)
-        with self._engine.connect() as connection:
-            for row in connection.execution_options(yield_per=500).execute(query):
-                known = row._mapping
-                yield FailureRecord(
-                    load_items(known["payload"])[0], known["state"], known["attempts"], known["deaths"], known["class"],
-                    known["sqlstate"], known["message"],
-                )  # fmt: skip
+    # What went wrong, and where the time went.
+
+    def troubled(
+        self, run_id: str, limit: int | None = None, *, wanted: Wanted | None = None, by_class: bool = False
+    ) -> Iterator[FailureRecord]:
+        """Items that are failed, quarantined or unknown; see ``troubles.troubled``."""
+        return troubles.troubled(self.parts, run_id, wanted, limit=limit, by_class=by_class)
+
+    def trouble_groups(self, run_id: str) -> list[FailureGroup]:
+        """The classes of their errors, the most frequent first."""
+        return troubles.groups(self.parts, run_id)
+
+    def insight(self, run_id: str) -> Insight | None:
+        """Where the run's time went; None where nobody wrote it down."""
+        return read_insight(self._engine, self._tables, run_id)
 
     # Listings, for people.
 
-    def runs(self, limit: int = 20) -> list[RunRecord]:
-        """The newest runs, newest first."""
+    def runs(self, limit: int = 20, *, job: str | None = None, statuses: Collection[RunStatus] = ()) -> list[RunRecord]:
+        """The newest runs, newest first. statuses: as they are shown, so that a run whose owner is gone is interrupted."""
         run = self._tables.run
-        return self._records(select(run).order_by(run.c.started.desc(), run.c.id).limit(limit))
+        query = select(run).order_by(run.c.started.desc(), run.c.id)
+        if job is not None:
+            query = query.where(run.c.job == job)
+        if statuses:
+            kept = {*statuses, *([RunStatus.RUNNING] if RunStatus.INTERRUPTED in statuses else [])}
+            query = query.where(run.c.status.in_([one.value for one in kept]))
+        return self._records(query if statuses else query.limit(limit), limit, statuses)
 
     def record(self, run_id: str) -> RunRecord:
+        """Raises UnknownRun where it was deleted since it was found."""
         run = self._tables.run
-        return self._records(select(run).where(run.c.id == run_id))[0]
+        found = self._records(select(run).where(run.c.id == run_id))
+        if not found:
+            raise UnknownRun(f"Run {run_id} is not in the ledger any more: it was deleted a moment ago.")
+        return found[0]
 
-    def _records(self, query: Select[Any]) -> list[RunRecord]:
+    def newest_of_job(self, job: str) -> RunRecord | None:
+        """The job's newest run; None where there is none."""
+        run = self._tables.run
+        found = self._records(select(run).where(run.c.job == job).order_by(run.c.started.desc(), run.c.id).limit(1))
+        return found[0] if found else None
+
+    def _records(self, query: Select[Any], limit: int = 1, statuses: Collection[RunStatus] = ()) -> list[RunRecord]:
+        found: list[RunRecord] = []
         with self._engine.connect() as connection:
-            rows = connection.execute(self._with_silence(query)).all()
-        return [self._record(row) for row in rows]
+            for row in connection.execute(self._with_silence(query)):
+                record = self._record(row)
+                if not statuses or record.status in statuses:
+                    found.append(record)
+                if len(found) == limit:
+                    break
+        counts = self.counts_of([record.id for record in found])
+        return [replace(record, counts=counts[record.id]) for record in found]
 
     def _record(self, row: Row[Any]) -> RunRecord:
         stored = self._of(row)
@@ -216,10 +258,11 @@ class Reading:
         until = row.started + row.elapsed if row.ended is None and not running else (row.ended or row.heartbeat + stored.silent_s)
         return RunRecord(
             id=row.id, job=row.job, name=row.name, status=RunStatus.INTERRUPTED if gone else stored.status,
-            counts=self.counts(row.id), guarantee=row.guarantee, params=stored.params, options=stored.options,
+            counts=Counts(), guarantee=row.guarantee, params=stored.params, options=stored.options,
             started=_shown(row.started), ended=None if row.ended is None else _shown(row.ended),
             elapsed_s=float(row.elapsed) if row.ended else float(max(0.0, until - row.started)), workers=row.workers,
             owner=owner.shown if owner and running else "", note="its owner is gone; resume it" if gone else row.note,
+            total=stored.total,
         )  # fmt: skip
 
     def find(self, text: str | None) -> str:
@@ -253,8 +296,11 @@ class Reading:
 class _NoLedger(Reading):
     """A database without a ledger: there are no runs."""
 
-    def runs(self, limit: int = 20) -> list[RunRecord]:
+    def runs(self, limit: int = 20, *, job: str | None = None, statuses: Collection[RunStatus] = ()) -> list[RunRecord]:
         return []
+
+    def newest_of_job(self, job: str) -> RunRecord | None:
+        return None
 
     def find(self, text: str | None) -> str:
         raise UnknownRun("There is no run yet; `batchrun run JOB` makes one.")
@@ -274,3 +320,16 @@ def open_reading(engine: Engine, schema: str | None) -> Reading:
 
 def _shown(moment: float) -> str:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+def _add(counts: Counts, state: str, one: int, two: int, three: int) -> None:
+    """Add a row of ``_sums``: of a run's chunks their sizes, positions and skips; of a state its items and further attempts."""
+    if not state:
+        counts.planned, counts.done, counts.skipped = one, counts.done + two - three, counts.skipped + three
+        return
+    counts.retries += two
+    if state == "done":
+        return
+    counts.done -= one
+    if state in (*troubles.TROUBLED, "skipped"):
+        setattr(counts, state, getattr(counts, state) + one)

@@ -37,11 +37,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.schema import CreateSchema, CreateTable
 
-from batchrun.database.failures import message_of, sqlstate_of
+from batchrun.database.failures import Meaning, meaning_of, message_of, sqlstate_of
 from batchrun.errors import ConfigError, DatabaseError
 
 LAYOUT = 2
 """The version of this layout; a ledger of a newer one is refused, nothing changed."""
+
+CREATION_LOCK = 7317251120260
+"""PostgreSQL: the advisory lock of whoever creates or upgrades a ledger."""
 
 TABLE_PREFIX = "batchrun_"
 _NAMES = ("run", "chunk", "payload", "item", "request", "insight", "schedule", "meta")
@@ -264,7 +267,7 @@ def _create(engine: Engine, known: Tables) -> None:
     try:
         with engine.begin() as connection:
             if engine.dialect.name == "postgresql":  # two first runs at once: one makes the tables, one waits
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7317251120260)")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
             if _has_meta(connection, known):
                 return
             if known.schema:
@@ -274,6 +277,8 @@ def _create(engine: Engine, known: Tables) -> None:
     except DBAPIError as error:
         if engine.dialect.name == "sqlite" and exists(engine, known):
             return  # another first run was quicker
+        if meaning_of(error, is_lost=False, retry_on=()) in (Meaning.RETRY, Meaning.CONFLICT):
+            raise  # another first run is about to: cron starts several jobs at once
         if (sqlstate_of(error) or "") not in ("42501", "25006", "3F000") and engine.dialect.name == "postgresql":
             raise
         raise DatabaseError(

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
+from batchrun.insight import Slow
 from batchrun.reporting import rehearsal
-from batchrun.runs import Counts, FailureRecord, Report, RunRecord
+from batchrun.reporting.figures import Overview, insight_json, left_s
+from batchrun.runs import Counts, FailureGroup, FailureRecord, Report, RunRecord
+
+if TYPE_CHECKING:
+    from batchrun.ledger.standing import Standing
 
 SCHEMA = 1
 COUNTS = ("planned", "done", "failed", "skipped", "quarantined", "unknown", "pending", "retries")
@@ -32,7 +38,7 @@ def report_json(report: Report, *, settled_before: int = 0) -> dict[str, Any]:
 
 
 def record_json(record: RunRecord, clean: Clean = str) -> dict[str, Any]:
-    """What ``show --json`` prints: the same keys and more. clean: hides secrets in what people wrote."""
+    """What ``runs --json`` prints of a run: the same keys and more. clean: hides secrets in what people wrote."""
     return {
         "schema": SCHEMA,
         "run": record.id,
@@ -49,7 +55,46 @@ def record_json(record: RunRecord, clean: Clean = str) -> dict[str, Any]:
         "ended": record.ended,
         "owner": record.owner,
         "note": clean(record.note),
+        "total": record.expected,
+        "percent": None if record.percent is None else round(record.percent, 1),
     }
+
+
+def overview_json(seen: Overview, clean: Clean = str) -> dict[str, Any]:
+    """What ``show --json`` prints: a run, and what is known of where its time went. insight: null where it was not measured."""
+    rate, insight = seen.present_rate, seen.insight
+    left = left_s(seen.record, rate)
+    return {
+        **record_json(seen.record, clean),
+        "rate": None if rate is None else round(rate, 1),
+        "eta_s": None if left is None else round(left, 1),
+        "insight": None if insight is None else insight_json(insight),
+        "slowest": [_slow_json(one, clean) for one in insight.slowest] if insight else [],
+        "errors": [group_json(group, clean) for group in seen.groups],
+        "notes": [{"at_s": one.at_s, "level": one.level, "text": clean(one.text)} for one in insight.notes] if insight else [],
+    }
+
+
+def _slow_json(slow: Slow, clean: Clean) -> dict[str, Any]:
+    return {"item": clean(slow.item), "seconds": slow.seconds, "worker": slow.worker}
+
+
+def group_json(group: FailureGroup, clean: Clean = str) -> dict[str, Any]:
+    """Items that went wrong with one class of error."""
+    return {
+        "error": group.error_class,
+        "sqlstate": group.sqlstate,
+        "items": group.items,
+        "failed": group.failed,
+        "quarantined": group.quarantined,
+        "unknown": group.unknown,
+        "message": clean(group.message),
+    }
+
+
+def standing_json(found: Standing, run: str, clean: Clean = str) -> dict[str, Any]:
+    """What ``show --item --json`` prints."""
+    return {"schema": SCHEMA, "run": run, **cleaned(asdict(found), clean)}
 
 
 def runs_json(records: Iterable[RunRecord], clean: Clean = str) -> dict[str, Any]:

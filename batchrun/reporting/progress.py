@@ -19,8 +19,10 @@ from typing import Any, TextIO
 
 from batchrun.durations import text as duration
 from batchrun.events import Event, ItemTrouble, Notice, Observer, Progressed, RunEnded, RunOpened, TaskOutput
+from batchrun.items import Outcome, item_name
+from batchrun.reporting.entries import Entry, JsonLines, LastLines, Lines, entry_of
 from batchrun.reporting.pace import Pace
-from batchrun.reporting.streams import GuardedStream, printable_lines
+from batchrun.reporting.streams import GuardedStream
 from batchrun.reporting.text import GUARANTEES, counted, items_text, progress_text, rate_text, trouble_text
 from batchrun.runs import Counts
 
@@ -29,7 +31,6 @@ MODES = ("auto", "bar", "plain", "none")
 PLAIN_EVERY_S = 10.0
 FRAME_S = 0.1
 SHOWN_TROUBLES = 20
-_LOUD = ("WARNING", "ERROR", "CRITICAL")
 _WITH_TOTAL = "{percentage:3.0f}%|{bar}| {desc}"
 _WITHOUT_TOTAL = "{desc}, {elapsed} so far"
 
@@ -60,7 +61,7 @@ class Progress:
     """An observer that shows a run's progress. It changes nothing, and nothing it does can fail the run.
 
     mode: "bar", "plain" or "none". quiet: only warnings, errors and failed items. in_api: nobody can type commands
-    here, so none are named. command: how batchrun was called.
+    here, so none are named. command: how batchrun was called. form: makes the text of what is said. kept: keeps the last.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Progress:
         in_api: bool = False,
         command: str = "batchrun",
         clock: Callable[[], float] = time.monotonic,
+        form: Lines | JsonLines | None = None,
+        kept: LastLines | None = None,
     ) -> None:
         self._mode = mode
         self._stream = stream
@@ -79,6 +82,8 @@ class Progress:
         self._in_api = in_api
         self._command = command
         self._clock = clock
+        self._form = form or Lines()
+        self._kept = kept
         self._bar: Any = None
         self._pace: Pace | None = None
         self._run = ""
@@ -95,15 +100,20 @@ class Progress:
             case ItemTrouble():
                 self._trouble(event)
             case Notice():
-                self._say(event.level, event.text)
+                self.say(Entry(event.level, event.text))
             case TaskOutput():
-                self._say(event.level, event.text)
+                self.say(entry_of(event))
             case RunEnded():
                 self._end(event)
 
-    def above(self, text: str) -> None:
-        """Write a line above the bar, whatever ``quiet`` says."""
-        shown = printable_lines(text)
+    def say(self, entry: Entry, *, always: bool = False) -> None:
+        """Write an entry above the bar. always: whatever ``quiet`` says, as it does for warnings and errors anyway."""
+        if self._kept is not None:
+            self._kept.add(entry)
+        if always or entry.is_loud or not self._quiet:
+            self._above(self._form(entry))
+
+    def _above(self, shown: str) -> None:
         if self._bar is not None:
             self._bar.write(shown, file=self._stream)
         else:
@@ -118,10 +128,13 @@ class Progress:
 
     def _open(self, event: RunOpened) -> None:
         self._run, self._began = "" if event.is_dry else event.run, self._clock()
+        self._form.run, self._form.job = event.run, event.job
+        if self._kept is not None:
+            self._kept.form.run = event.run
         self._drawn, self._total = self._began, event.total
         self._pace = Pace(event.counts.settled)
-        if not self._quiet and not self._in_api:
-            self.above(_opening(event))
+        if not self._in_api:
+            self.say(Entry("INFO", _opening(event)))
         if self._mode == "bar":
             self._bar = _new_bar(self._stream, _bar_text(event.counts, event.total, None, None))
             self._draw(event.counts, event.total)
@@ -137,7 +150,7 @@ class Progress:
         if self._bar is not None:
             self._draw(counts, total)
         else:
-            self.above(progress_text(counts, total, self._pace.rate, self._pace.left_s(total)))
+            self.say(Entry("INFO", progress_text(counts, total, self._pace.rate, self._pace.left_s(total))))
 
     def _draw(self, counts: Counts, total: int | None) -> None:
         bar = self._bar
@@ -151,9 +164,10 @@ class Progress:
     def _trouble(self, event: ItemTrouble) -> None:
         self._troubles += 1
         if self._troubles <= SHOWN_TROUBLES:
-            self.above(trouble_text(event.outcome))
+            self.say(_trouble_entry(event.outcome))
         elif self._troubles == SHOWN_TROUBLES + 1:
-            self.above(f"More than {SHOWN_TROUBLES} items went wrong; the others are not shown here but in: {self._elsewhere()}")
+            told = f"More than {SHOWN_TROUBLES} items went wrong; the others are not shown here but in: {self._elsewhere()}"
+            self.say(Entry("ERROR", told, bare=True))
 
     def _elsewhere(self) -> str:
         """Where all that went wrong can be read."""
@@ -161,16 +175,20 @@ class Progress:
             return "report.failures"
         return f"{self._command} failures {self._run}" if self._run else "the report below, by class"
 
-    def _say(self, level: str, text: str) -> None:
-        if level in _LOUD or not self._quiet:
-            self.above(f"{level.capitalize()}: {text}" if level in _LOUD else text)
-
     def _end(self, event: RunEnded) -> None:
         if self._bar is not None and self._pace is not None:
             counts = event.report.counts
             self._pace.note(self._clock(), counts.settled)
             self._draw(counts, self._total)
         self.close()
+
+
+def _trouble_entry(outcome: Outcome) -> Entry:
+    error = outcome.error
+    more = {"error": error.type, "sqlstate": error.sqlstate} if error else {}
+    return Entry(
+        "ERROR", trouble_text(outcome), item=item_name(outcome.item), attempt=max(1, outcome.attempts), bare=True, more=more
+    )
 
 
 def _opening(event: RunOpened) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from batchrun.durations import text as duration
 from batchrun.items import Item, Outcome
 from batchrun.reporting.streams import printable
 from batchrun.runs import Counts, Report, RunStatus
+
+if TYPE_CHECKING:
+    from batchrun.ledger.standing import Standing
 
 SHOWN_ITEM = 80
 SHOWN_MESSAGE = 300
@@ -38,6 +44,21 @@ def rate_text(per_s: float) -> str:
     if per_s >= 1000:
         return f"{per_s:,.0f}"
     return f"{per_s:.1f}" if per_s >= 1 else f"{per_s:.2g}"
+
+
+def percent_text(percent: float) -> str:
+    """``62 %``, ``0.4 %``; 100 only where all is settled."""
+    if 0 < percent < 1 or 99 < percent < 100:
+        return f"{min(max(percent, 0.1), 99.9):.1f} %"
+    return f"{percent:.0f} %"
+
+
+def time_text(seconds: float) -> str:
+    """How long something short took: ``31 µs``, ``3.1 ms``, ``420 ms``; from a second on as other durations."""
+    if seconds >= 1:
+        return duration(seconds)
+    number, unit = (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "µs")
+    return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
 
 
 def item_text(item: Item) -> str:
@@ -123,3 +144,11 @@ def next_steps(run: str, status: RunStatus, counts: Counts, command: str = "batc
     if bad and status in (RunStatus.FAILED, RunStatus.HALTED):
         steps.append(f"  try those items again:  {command} retry {run}")
     return steps
+
+
+def standing_text(found: Standing, clean: Callable[[str], str] = str) -> str:
+    """Where an item stands, in a line or two."""
+    place = "" if found.position is None else f", item {found.position}"
+    where = "" if found.chunk is None else f" (chunk {found.chunk}{place})"
+    why = f"\n  {printable(clean(found.error))}: {message_text(clean(found.message))}" if found.error else ""
+    return f"Item {printable(clean(found.key))}: {printable(clean(found.said))}{where}.{why}"

@@ -111,7 +111,8 @@ def commands_of(*group: str) -> set[str]:
 
 
 def commands() -> set[str]:
-    return (commands_of() - {"ledger"}) | {f"ledger {name}" for name in commands_of("ledger")}
+    groups = {"ledger", "schedule"}
+    return (commands_of() - groups) | {f"{group} {name}" for group in groups for name in commands_of(group)}
 
 
 def documented_commands() -> dict[str, str]:
@@ -282,7 +283,7 @@ def test_alembic_leaves_the_tables_alone_with_the_recipes_and_drops_them_without
         made = upgrades(tmp_path / str(number), url, recipe)
         assert "create_table('orders'" in made
         assert "batchrun" not in made
-    assert upgrades(tmp_path / "control", url, "").count("drop_table('batchrun_") == 5
+    assert upgrades(tmp_path / "control", url, "").count("drop_table('batchrun_") == 8
 
 
 def test_alembic_leaves_a_schema_of_its_own_alone(pg_url: str, tmp_path: Path) -> None:
@@ -290,7 +291,7 @@ def test_alembic_leaves_a_schema_of_its_own_alone(pg_url: str, tmp_path: Path) -
     assert "batchrun" not in upgrades(tmp_path / "plain", url, "")
     for number, recipe in enumerate(recipes()):
         assert "batchrun" not in upgrades(tmp_path / str(number), url, recipe, schemas=True)
-    assert upgrades(tmp_path / "control", url, "", schemas=True).count("drop_table('batchrun_") == 5
+    assert upgrades(tmp_path / "control", url, "", schemas=True).count("drop_table('batchrun_") == 8
 
 
 def test_a_chunk_takes_about_200_bytes_as_the_ledger_page_says(pg_url: str) -> None:

@@ -58,16 +58,16 @@ MODES = {
 PEERS = {"write": (writing, True), "read": (reading, False), "driver": (by_driver, True)}
 
 OWN_CALLS = {
-    "item": 25,
-    "item, with a time limit": 31,
-    "anonymous": 24,
+    "item": 26,
+    "item, with a time limit": 32,
+    "anonymous": 25,
     "chunk": 12,
     "batched": 2,
-    "read": 24,
-    "anonymous read": 23,
+    "read": 25,
+    "anonymous read": 24,
     "read_only": 19,
-    "anonymous read_only": 18,
-    "driver": 23,
+    "anonymous read_only": 19,
+    "driver": 24,
 }
 """Calls of batchrun's own functions per item."""
 

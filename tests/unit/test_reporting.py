@@ -15,7 +15,8 @@ import pytest
 
 from batchrun.events import Event, ItemTrouble, Notice, Progressed, RunEnded, RunOpened, TaskOutput
 from batchrun.items import ItemError, Outcome, OutcomeStatus
-from batchrun.reporting import jsonout, tables, text
+from batchrun.reporting import jsonout, overview, tables, text
+from batchrun.reporting.figures import Overview
 from batchrun.reporting.pace import Pace
 from batchrun.reporting.progress import SHOWN_TROUBLES, Progress, api_observer, mode_for
 from batchrun.reporting.streams import GuardedStream, printable, printable_lines
@@ -314,12 +315,15 @@ def test_ids_and_statuses_are_never_cut_whatever_the_width() -> None:
 
 def test_a_table_in_a_pipe_has_one_line_a_row() -> None:
     failure = FailureRecord("k" * 60, "failed", 1, 0, "package.module.SomeError", "23505", "m" * 250)
-    assert len(tables.failures_table([failure] * 3, None).splitlines()) == 4
+    lines = "\n".join(tables.failures_table([failure] * 3, None)).splitlines()
+    assert lines[:2] == ["", "package.module.SomeError"]
+    assert len(lines) == 6
+    assert all("m" * 250 in line for line in lines[3:])
 
 
 def test_at_80_columns_no_line_of_a_table_is_longer() -> None:
     failure = FailureRecord("k" * 60, "failed", 1, 0, "package.module.SomeError", "23505", "message " * 30)
-    shown = tables.failures_table([failure], 80)
+    shown = "\n".join(tables.failures_table([failure], 80))
     assert max(map(len, shown.splitlines())) <= 80
     assert shown.replace("\n", "").count("message") >= 20
 
@@ -329,6 +333,8 @@ def test_a_table_shows_markup_as_it_is() -> None:
 
 
 def test_show_says_the_guarantee_and_hides_secrets() -> None:
-    shown = tables.run_text(record(params={"token": "s3cret"}, note="s3cret"), lambda text: text.replace("s3cret", "***"))
+    shown = overview.run_text(
+        Overview(record(params={"token": "s3cret"}, note="s3cret")), lambda text: text.replace("s3cret", "***")
+    )
     assert "exactly-once" in shown
     assert "s3cret" not in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -14,6 +15,9 @@ from batchrun.errors import ConfigError
 from batchrun.scaffold import init_project
 
 ROOT = Path(__file__).parents[2]
+IS_KNOWN = any(one.value == "batchrun.pytest_plugin" for one in importlib.metadata.entry_points(group="pytest11"))
+PLUGIN = [] if IS_KNOWN else ["-p", "batchrun.pytest_plugin"]
+"""pytest finds it by itself, unless batchrun was installed here before it had one."""
 
 
 def test_a_new_project_has_settings_a_job_and_a_test(tmp_path: Path) -> None:
@@ -44,7 +48,7 @@ def test_every_commented_setting_is_valid_when_uncommented(tmp_path: Path) -> No
 def test_the_test_that_comes_with_a_new_project_passes(tmp_path: Path) -> None:
     init_project(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *PLUGIN],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -52,7 +56,7 @@ def test_the_test_that_comes_with_a_new_project_passes(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_nothing_is_overwritten_and_nothing_half_written(tmp_path: Path) -> None:
