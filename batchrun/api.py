@@ -41,6 +41,7 @@ from batchrun.runner import Runner
 from batchrun.runs import Report
 from batchrun.sources.coerce import as_source
 from batchrun.sources.keysets import Keyset
+from batchrun.sources.sampling import Sample
 from batchrun.sources.source import SourceContext
 from batchrun.throttling import OFF, Throttle
 from batchrun.windows import zoned
@@ -345,17 +346,21 @@ def start_job(
     captures_output: bool = True,
     continue_unfinished: bool = False,
     accept_changes: bool = False,
+    sample: Sample | None = None,
+    dry_run: bool = False,
     wants_spans: bool = False,
 ) -> Report:
     """Open a new run of a job and carry it out; ``continue_unfinished`` goes on with the newest unfinished one instead.
 
-    params: typed values. given: the options of the command line, kept with the run for a resume. wants_spans: an observer
-    wants to know how long each item took.
+    params: typed values. given: the options of the command line, kept with the run for a resume. sample: run a random
+    sample of the items. dry_run: roll every item back and record nothing; the report says what was found (``rehearsal``).
+    wants_spans: an observer wants to know how long each item took.
     """
     return _carry_out(
         Call(
-            job, options, place.folder, params=params, database=place.spec(), ledger=place.ledger_spec(), schema=place.schema,
-            fresh=True, continue_unfinished=continue_unfinished, accept_changes=accept_changes, given=given or {},
+            job, options, place.folder, params=params, database=replace(place.spec(), rehearses=dry_run),
+            ledger=place.ledger_spec(), schema=place.schema, fresh=not dry_run, sample=sample, dry_run=dry_run,
+            continue_unfinished=continue_unfinished, accept_changes=accept_changes, given=given or {},
             captures_output=captures_output, observers=observers, stop=stop or StopRequest(), wants_spans=wants_spans,
             throttle=place.throttle,
         )
@@ -442,6 +447,8 @@ def verify_run(place: Place, run: str, load: Callable[[str], tuple[Job, Mapping[
 def _checked_keys(place: Place, stored: StoredRun, load: Any, ledger: Engine, tables: Tables) -> Check:
     if load is None:
         return Check("keys", SKIPPED, "the job is not known here")
+    if "sample" in stored.options:
+        return Check("keys", SKIPPED, "the run took a sample of its source")
     engine = source_engine(place.spec(), application_name=f"batchrun-verify:{stored.id[:8]}")
     try:
         job, given = load(stored.job)

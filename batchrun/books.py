@@ -10,8 +10,9 @@ from batchrun.execution.orders import Order
 from batchrun.items import Item, ItemError
 from batchrun.ledger import requests
 from batchrun.ledger.marks import Spot
-from batchrun.ledger.owner import Billed, Fate, Owner, asking
+from batchrun.ledger.owner import Owner, asking
 from batchrun.ledger.reading import Reading
+from batchrun.ledger.records import Billed, Fate
 from batchrun.ledger.requests import Request
 from batchrun.runs import Counts, RunStatus
 

@@ -17,6 +17,7 @@ from batchrun.masking import Redactor
 from batchrun.options import RunOptions
 from batchrun.parameters import secrets_in
 from batchrun.plans import StopRequest
+from batchrun.sources.sampling import Sample
 from batchrun.tasks import task_shape
 from batchrun.throttling import Throttle
 
@@ -27,7 +28,8 @@ class Call:
 
     items: an iterable or source given directly; None = the job's own items function. run: the id of a run to go on
     with. retried: put failed items back first; only: those with these errors. fresh: always open a new run, refused
-    while another of the same job and parameters is running.
+    while another of the same job and parameters is running. dry_run: nothing is recorded, and every item is rolled back.
+    sample: run a sample of the items.
     """
 
     job: Job
@@ -45,6 +47,8 @@ class Call:
     only: Wanted | None = None
     continue_unfinished: bool = False
     accept_changes: bool = False
+    dry_run: bool = False
+    sample: Sample | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     wants_results: bool = False
     wants_outcomes: bool = False
@@ -72,8 +76,8 @@ class Call:
     def guarantee(self) -> str:
         """Exactly once needs the mark in the transaction of the work: one database, a session that writes."""
         same = self.ledger is None or (self.database is not None and self.ledger.identity == self.database.identity)
-        exact = self.durable and self.has_session and not self.options.read_only and same
-        return "exactly-once" if exact else "at-least-once"
+        exact = (self.durable or self.dry_run) and self.has_session and not self.options.read_only and same
+        return "exactly-once" if exact else "at-least-once"  # of a dry run: what the run itself would give
 
 
 def check(call: Call) -> None:

@@ -15,7 +15,7 @@ class RunOpened:
     """The run exists and its workers are about to start.
 
     counts: what is settled already (all zero for a new run). total: how many items there will be, None if
-    not known. resumed: it existed before.
+    not known. resumed: it existed before. is_dry: a dry run, which nothing records under that id.
     """
 
     run: str
@@ -25,6 +25,7 @@ class RunOpened:
     workers: int
     guarantee: str
     resumed: bool
+    is_dry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from batchrun.database.engines import EngineSpec, control_engine, source_engine
 from batchrun.database.failures import is_driver_error
 from batchrun.database.runfolder import AliveLock
 from batchrun.database.turnstile import OwnerTurn
+from batchrun.database.undoing import UNDONE, leaves_no_file, undo_commits
 from batchrun.database.urls import passwords_in
 from batchrun.errors import AlreadyRunning, BatchrunError, ConfigError, DatabaseError, JobError
 from batchrun.events import Event, Notice, RunOpened
@@ -38,14 +39,16 @@ from batchrun.gathering import Gathering
 from batchrun.healthwatch import HealthWatch
 from batchrun.heartbeat import Heartbeat
 from batchrun.ledger import liveness, schema
-from batchrun.ledger.owner import NewRun, Owner
+from batchrun.ledger.owner import Owner
 from batchrun.ledger.reading import Reading, StoredRun
+from batchrun.ledger.records import NewRun
 from batchrun.loading import code_fingerprint, run_items
 from batchrun.options import OPTION_NAMES, FailureLimit
 from batchrun.outages import insistently, read_only_server
 from batchrun.parameters import split_call
-from batchrun.planning import put_together, run_folder_of, worker_databases
+from batchrun.planning import file_of, put_together, run_folder_of, worker_databases
 from batchrun.plans import RunPlan
+from batchrun.rehearsing import RehearsalBook, Rehearsing, check_dry_run, notices
 from batchrun.resuming import (
     check_changes,
     earlier_failures,
@@ -58,6 +61,7 @@ from batchrun.resuming import (
 from batchrun.runs import Counts, Report, RunStatus, new_run_id
 from batchrun.seating import Held, more_seats, seat
 from batchrun.sources.coerce import as_source
+from batchrun.sources.sampling import Sample, Sampled, sample_from, sampled
 from batchrun.sources.source import Source, SourceContext
 from batchrun.throttling import load_check
 from batchrun.windows import Window
@@ -67,6 +71,7 @@ from batchrun.windows import Window
 def opened(call: Call) -> Iterator[RunPlan | Report]:
     """Open the run. Yields a plan, or the report of a run that has nothing left to do."""
     check(call)
+    check_dry_run(call)
     with ExitStack() as stack:
         try:
             yield _Opening(call, stack).plan()
@@ -89,7 +94,11 @@ class _Opening:
 
     def plan(self) -> RunPlan | Report:
         call = self._call
+        if call.dry_run and call.database:
+            self._stack.enter_context(leaves_no_file(file_of(call.database)))
         engine = self._connect(call.database, source_engine) if call.database else None
+        if call.dry_run and engine is not None:
+            return self._dry_run(engine)
         if not call.durable:
             return self._anonymous(engine)
         ledger = self._connect(call.ledger or call.database, control_engine)
@@ -155,6 +164,7 @@ class _Opening:
         same = unfinished_runs(self._reading, self._call.job, self._call.params)
         for stored in same:
             self._refuse_if_alive(stored)
+        same = [stored for stored in same if str(sample_from(stored.options)) == str(self._call.sample)]
         if same:
             refuse_decided(same[0], self._reading.is_asked_to_pause)
         return same[0] if same else None
@@ -226,14 +236,17 @@ class _Opening:
 
     # The source.
 
-    def _source(self, engine: Engine | None) -> tuple[Source, SourceContext]:
+    def _source(
+        self, engine: Engine | None, sample: Sample | None = None, limit: int | None = None
+    ) -> tuple[Source, SourceContext]:
+        """limit: items the run may plan; a sample is of so many."""
         call = self._call
         context = SourceContext(engine, call.folder, call.durable)
         found = call.items
         if found is None:
             items_params, _ = split_call(call.job, call.params)
             found = self._items(engine, items_params)
-        return as_source(found), context
+        return sampled(as_source(found), sample, limit), context
 
     def _items(self, engine: Engine | None, params: Mapping[str, Any]) -> Any:
         """Call the items function. Its session is committed when it returns; a generator's stays open while it is read."""
@@ -275,11 +288,45 @@ class _Opening:
         self._announce(plan, resumed=False)
         return plan
 
+    def _dry_run(self, engine: Engine) -> RunPlan:
+        """As an anonymous run, with databases that commit nothing."""
+        call, undone = self._call, list[bool]()
+        undo_commits(engine, lambda: undone.append(True))
+        notices(call, self._ledger_to_read(), self._tell)
+        self._lock_folder(None)
+        source, context = self._source(engine, call.sample, call.options.limit)
+        if undone:
+            self._tell(Notice("WARNING", UNDONE))
+        bound = source.bound(context)
+        total = source.total(context, bound)
+        whole = source.whole(context, bound) if isinstance(source, Sampled) else total
+        limit = None if call.sample else call.options.limit
+        feed = Feed(source.read(context, None, bound), limit=limit, total=total)
+        workers = seat(call, self._run, self._held, total, self._tell)
+        book = RehearsalBook(self._run)
+        rehearsing = Rehearsing(call, engine, book, whole=whole)
+        call.observers = [*call.observers, rehearsing.observe]
+        plan = put_together(call, self._run, workers, book, feed, Counts(), None, writes=self._writes, rehearsing=rehearsing)
+        self._announce(plan, resumed=False)
+        return plan
+
+    def _ledger_to_read(self) -> Engine | None:
+        """The ledger, to see whether a run is going on; None where it cannot exist yet."""
+        spec = self._call.ledger or self._call.database
+        assert spec is not None
+        file = file_of(spec)
+        if file is not None and not file.exists():
+            return None
+        engine = control_engine(replace(spec, rehearses=True), application_name="batchrun-reader")
+        self._stack.callback(engine.dispose)
+        return engine
+
     def _durable(self, engine: Engine | None, owner: Owner, stored: StoredRun | None) -> RunPlan:
         call, reading = self._call, self._reading
         assert reading is not None
         health = self._watch_health()  # also before there is a row: its check may not be there
-        source, context = self._source(engine)
+        sample = call.sample if stored is None else sample_from(stored.options)
+        source, context = self._source(engine, sample, call.options.limit if stored is None else stored.options.get("limit"))
         if hasattr(source, "accept_changes"):
             source.accept_changes = call.accept_changes
         fingerprint = self._fingerprint(source, context)
@@ -300,7 +347,7 @@ class _Opening:
         counts = insistently(lambda: reading.counts(run))
         options = replace(call.options, limit=stored.options.get("limit"))
         reader = None if stored.sealed else source.read(context, stored.cursor, stored.bound)
-        feed = Feed(reader, limit=options.limit, total=stored.total, taken=counts.planned)
+        feed = Feed(reader, limit=None if sample else options.limit, total=stored.total, taken=counts.planned)
         plan = put_together(call, self._run, workers, DurableBook(owner, reading), feed, counts, owner, writes=self._writes)
         plan.next_no = stored.next_no
         plan.counts_anew = stored.status is RunStatus.HALTED
@@ -351,7 +398,9 @@ class _Opening:
 
     def _options_text(self) -> str:
         options = {name: _shown(getattr(self._call.options, name)) for name in OPTION_NAMES}
-        return json.dumps({**options, "given": {name: _shown(value) for name, value in self._call.given.items()}})
+        sample = self._call.sample.to_plain() if self._call.sample else None
+        given = {name: _shown(value) for name, value in self._call.given.items()}
+        return json.dumps({**options, **({"sample": sample} if sample else {}), "given": given})
 
     def _take_over(self, owner: Owner, stored: StoredRun, fingerprint: dict[str, str]) -> None:
         insistently(lambda: owner.take_over(stored.epoch), again=owner.end_stuck_owner)
@@ -361,7 +410,8 @@ class _Opening:
             insistently(lambda: owner.accept(json.dumps(fingerprint), options))
 
     def _announce(self, plan: RunPlan, *, resumed: bool) -> None:
-        self._tell(RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed))
+        dry = self._call.dry_run
+        self._tell(RunOpened(self._run, plan.job, plan.counts, plan.feed.total, plan.workers, plan.guarantee, resumed, dry))
 
 
 def _shown(value: Any) -> Any:

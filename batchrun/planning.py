@@ -18,13 +18,22 @@ from batchrun.execution.work import Work
 from batchrun.ledger.marks import MarksSpec
 from batchrun.ledger.owner import Owner
 from batchrun.parameters import split_call
-from batchrun.plans import Executor, RunPlan
+from batchrun.plans import Executor, Rehearsing, RunPlan
 from batchrun.runs import Counts
 from batchrun.tasks import task_shape
 
 
 def put_together(
-    call: Call, run: str, workers: int, book: Book, feed: Feed, counts: Counts, owner: Owner | None, *, writes: bool
+    call: Call,
+    run: str,
+    workers: int,
+    book: Book,
+    feed: Feed,
+    counts: Counts,
+    owner: Owner | None,
+    *,
+    writes: bool,
+    rehearsing: Rehearsing | None = None,
 ) -> RunPlan:
     """The plan of a run of ``workers`` processes; 0 = inline. writes: the server takes writes, and the run may write."""
     work = _work(call, run, owner, writes)
@@ -44,6 +53,7 @@ def put_together(
         ordered=call.ordered,
         has_database=call.database is not None, stop=call.stop, observers=tuple(call.observers), redact=call.redact,
         throttle=call.throttle,
+        rehearsing=rehearsing,
     )  # fmt: skip
 
 
@@ -54,9 +64,14 @@ def worker_databases(call: Call) -> tuple[EngineSpec | None, EngineSpec | None]:
     return call.database if call.has_session or marks_alone else None, call.ledger if call.durable and separate else None
 
 
+def file_of(spec: EngineSpec) -> Path | None:
+    """The file of a SQLite database; None of others, and where a factory makes the engine."""
+    return sqlite_file(spec.url) if spec.is_sqlite and spec.url is not None else None
+
+
 def run_folder_of(call: Call, run: str) -> tuple[Path | None, str]:
     """SQLite: the folder of the run's lock files, and the database they are for."""
-    spec = call.ledger or call.database
+    spec = call.database if call.dry_run else call.ledger or call.database
     if spec is None or not spec.is_sqlite or spec.url is None:
         return None, ""
     return run_folder(sqlite_file(spec.url), run), spec.identity

@@ -17,6 +17,7 @@ from batchrun.healthwatch import HealthWatch
 from batchrun.items import Outcome
 from batchrun.options import RunOptions
 from batchrun.ordering import chunk_limit
+from batchrun.rehearsal import Measured, Rehearsal
 from batchrun.runs import Counts, RunStatus
 from batchrun.throttling import Throttle
 
@@ -71,6 +72,13 @@ class StopRequest:
         self.status, self.reason = status, reason
 
 
+class Rehearsing(Protocol):
+    """What a dry run measures is told here."""
+
+    def add(self, measured: Measured) -> None: ...
+    def result(self, workers: int, most: int | None) -> Rehearsal: ...
+
+
 @dataclass(slots=True)
 class RunPlan:
     """What a run consists of, put together by the API."""
@@ -101,6 +109,7 @@ class RunPlan:
     throttle: Throttle = field(default_factory=Throttle)
     health: HealthWatch | None = None
     fitting: Callable[[int, int], tuple[int, str]] = lambda wanted, now: (wanted, "")  # how many workers fit, and why fewer
+    rehearsing: Rehearsing | None = None  # of a dry run
 
     @property
     def chunk_limit(self) -> int | None:

@@ -37,6 +37,7 @@ from batchrun.ledger.liveness import HEARTBEAT_S
 from batchrun.ledger.owner import Busy, asking
 from batchrun.outages import LEDGER, SOURCE, Outages
 from batchrun.plans import RunPlan
+from batchrun.rehearsal import Measured
 from batchrun.runs import Report, RunStatus
 from batchrun.settling import Settling
 
@@ -60,7 +61,8 @@ class Runner:
         self._plan = plan
         self._book, self._feed, self._executor = plan.book, plan.feed, plan.executor
         self._sizer = ChunkSizer(
-            plan.workers * plan.options.threads, has_database=plan.has_database, batched=plan.options.batched,
+            plan.workers * plan.options.threads, has_database=plan.has_database,
+            batched=plan.options.batched or plan.rehearsing is not None,  # a dry run soon sees what long chunks take
             most=plan.chunk_limit,
         )  # fmt: skip
         self._ready: deque[Order] = deque(plan.open_orders)
@@ -269,6 +271,8 @@ class Runner:
             self._outages.heard(heard.worker, message.why)
         elif isinstance(message, Said):
             self._say(message, heard.worker)
+        elif isinstance(message, Measured) and self._plan.rehearsing is not None:
+            self._plan.rehearsing.add(message)
         elif isinstance(message, Failed):
             self._failure = self._failure or as_error(message)
         elif isinstance(message, Ready) and self._gathering:
@@ -452,6 +456,7 @@ class Runner:
         return Report(
             plan.book.run, plan.name, plan.job, final, counts, elapsed, plan.workers, plan.guarantee,
             tuple(self._settling.failures), self._settling.results, note,
+            plan.rehearsing.result(plan.workers, plan.chunk_limit) if plan.rehearsing else None,
         )  # fmt: skip
 
     def _close_early(self) -> None:

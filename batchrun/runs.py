@@ -9,6 +9,7 @@ from typing import Any
 
 from batchrun.errors import BatchrunError, ItemsFailed
 from batchrun.items import Outcome
+from batchrun.rehearsal import Rehearsal
 
 
 class RunStatus(enum.StrEnum):
@@ -94,6 +95,7 @@ class Report:
     "at-least-once". failures: the first 1,000 outcomes that are neither done nor skipped.
     results: one entry an item, in the items' order, None where not done; None unless asked for.
     note: one sentence for people on how it ended, such as why it halted; may be empty.
+    rehearsal: what a dry run found; None of a real run.
     """
 
     run: str
@@ -107,6 +109,7 @@ class Report:
     failures: Sequence[Outcome] = ()
     results: list[Any] | None = None
     note: str = ""
+    rehearsal: Rehearsal | None = None
 
     @property
     def planned(self) -> int:

@@ -41,6 +41,18 @@ ThreadsOption = Annotated[
     ),
 ]
 LimitOption = Annotated[str | None, typer.Option("--limit", metavar="N", help="Plan at most N items. Default: all.")]
+SampleOption = Annotated[
+    str | None,
+    typer.Option("--sample", metavar="N|P%", help="Plan a random sample: N items, or P% of them. Default: all."),
+]
+SeedOption = Annotated[
+    str | None,
+    typer.Option("--seed", metavar="N", help="Draw the same sample again. Default: another one each time; it is said."),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Run the tasks for real, roll every item back, record nothing; report what was found."),
+]
 TransactionOption = Annotated[
     str | None,
     typer.Option(

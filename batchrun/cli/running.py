@@ -21,6 +21,7 @@ from batchrun.cli.calling import Call, command
 from batchrun.cli.controlling import MaxRuntimeOption, RateOption, WindowOption
 from batchrun.cli.offered import (
     AcceptOption,
+    DryRunOption,
     IfRunningOption,
     JobArgument,
     JoblogOption,
@@ -35,6 +36,8 @@ from batchrun.cli.offered import (
     RetriesOption,
     RetryArguments,
     RunArguments,
+    SampleOption,
+    SeedOption,
     ThreadsOption,
     TimeoutOption,
     TransactionOption,
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from batchrun.options import RunOptions
     from batchrun.plans import StopRequest
     from batchrun.reporting.progress import Progress
+    from batchrun.sources.sampling import Sample
 
 EXIT_CODES = {
     RunStatus.DONE: 0,
@@ -75,6 +79,14 @@ def add_to(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """What of the job is run: a sample, for real or not."""
+
+    sample: Sample | None
+    is_dry: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Shown:
     """How a run is shown. log_format: as given, None = as the settings say."""
 
@@ -92,6 +104,9 @@ def run(
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
     limit: LimitOption = None,
+    sample: SampleOption = None,
+    seed: SeedOption = None,
+    dry_run: DryRunOption = False,
     transaction: TransactionOption = None,
     retries: RetriesOption = None,
     timeout: TimeoutOption = None,
@@ -108,17 +123,20 @@ def run(
 ) -> int:
     """Run a job: open a new run and carry it out."""
     from batchrun.cli.overlap import checked_policy
-    from batchrun.cli.values import given_options
+    from batchrun.cli.values import given_options, given_sample
 
     shown = _shown(call, progress, quiet, as_json, joblog, log_format)
     texts = {"workers": workers, "threads": threads, "limit": limit, "transaction": transaction}
     paced = {"rate": rate, "window": window, "max_runtime": max_runtime}
     given = given_options({**texts, **paced, "retries": retries, "timeout": timeout, "max_failures": max_failures})
     policy = checked_policy(if_running)
-    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given, policy), job)
+    taken = Taken(given_sample(sample, seed, limit), dry_run)
+    return _carry_out(call, shown, lambda session: _start(session, job, parameters or [], given, policy, taken), job)
 
 
-def _start(session: Session, name: str, arguments: list[str], given: dict[str, Any], policy: str | None) -> Report | None:
+def _start(
+    session: Session, name: str, arguments: list[str], given: dict[str, Any], policy: str | None, taken: Taken
+) -> Report | None:
     from batchrun.cli.overlap import is_running, start_or_yield
     from batchrun.cli.values import load, typed_params
     from batchrun.config import effective_options, job_settings
@@ -138,6 +156,7 @@ def _start(session: Session, name: str, arguments: list[str], given: dict[str, A
         return start_job(
             job, params, options, place, given=given, observers=session.observers, stop=session.stop,
             continue_unfinished=own.on_unfinished == "resume", wants_spans=session.shown.joblog is not None,
+            sample=taken.sample, dry_run=taken.is_dry,
         )  # fmt: skip
 
     return start_or_yield(
@@ -315,6 +334,7 @@ class Session:
     open_before: Open
     observers: tuple[Observer, ...] = ()
     run: str = ""
+    is_dry: bool = False
     settled_before: int = 0
     report: Report | None = None
 
@@ -390,18 +410,20 @@ def _remember(session: Session, event: Event, opened: Callable[[], None]) -> Non
     from batchrun.events import RunEnded, RunOpened
 
     if isinstance(event, RunOpened):
-        session.run, session.settled_before = event.run, event.counts.settled
+        session.run, session.settled_before, session.is_dry = event.run, event.counts.settled, event.is_dry
         opened()
     elif isinstance(event, RunEnded):
         session.report = event.report
 
 
 def _advice(session: Session) -> str:
+    if session.is_dry:
+        return "press Ctrl-C again to stop at once; a dry run leaves nothing to resume"
     return f"press Ctrl-C again to stop at once; resume with: {session.call.command} resume {session.run}"
 
 
 def _print_report(session: Session, report: Report | None) -> None:
-    from batchrun.reporting import jsonout, text
+    from batchrun.reporting import jsonout, rehearsal, text
 
     if report is None:
         return
@@ -409,6 +431,8 @@ def _print_report(session: Session, report: Report | None) -> None:
     made = jsonout.report_json(report, settled_before=before)
     if not (session.shown.quiet and report.ok):
         out.say("\n".join(text.summary(report, settled_before=before, command=session.call.command)), **made)
+        if report.rehearsal is not None:
+            out.say("\n".join(rehearsal.lines(report.rehearsal, report.counts)))
     if session.shown.as_json:
         out.result(jsonout.dumped(made))
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from batchrun.cli.calling import Call
     from batchrun.config import Settings
     from batchrun.jobs import Job
+    from batchrun.sources.sampling import Sample
 
 
 def given_options(texts: Mapping[str, str | None]) -> dict[str, Any]:
@@ -29,6 +30,19 @@ def given_options(texts: Mapping[str, str | None]) -> dict[str, Any]:
         except ValueError as error:
             raise ConfigError(f"{option_name(('run', name))}: {error}") from None
     return made
+
+
+def given_sample(sample: str | None, seed: str | None, limit: str | None) -> Sample | None:
+    """Read --sample and --seed. Raises ConfigError for what is none, and together with --limit."""
+    from batchrun.sources.sampling import check_alone, sample_of
+
+    check_alone(sample, limit, seed)
+    if seed is not None and not re.fullmatch(r"[0-9]{1,18}", seed):
+        raise ConfigError(f"--seed: {seed!r} is not a whole number from 0, such as 7")
+    try:
+        return None if sample is None else sample_of(sample, None if seed is None else int(seed))
+    except ValueError as error:
+        raise ConfigError(f"--sample: {error}") from None
 
 
 def load(call: Call, settings: Settings, name: str, given: Mapping[str, Any]) -> Job:

@@ -32,11 +32,11 @@ class Driver(Protocol):
 
     name: str
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False, as_it_is: bool = False) -> None:
         """Put a fresh connection into driver autocommit and set what lasts for the session.
 
         wait_s: how long a SQLite connection waits for another's lock; 0 = not at all. pooled: the session is a
-        pooler's, who gives it to others in between, so nothing is set.
+        pooler's, who gives it to others in between, so nothing is set. as_it_is: nothing is set in the database's file.
         """
 
     def is_prepared(self, raw: Any) -> bool:
@@ -80,7 +80,7 @@ class Psycopg2:
 
     name = "psycopg2"
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False, as_it_is: bool = False) -> None:
         raw.rollback()
         raw.autocommit = True
         if statements := _postgres_set_up(raw.server_version, read_only, pooled):
@@ -128,7 +128,7 @@ class Psycopg:
 
     name = "psycopg"
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False, as_it_is: bool = False) -> None:
         raw.rollback()
         raw.autocommit = True
         if statements := _postgres_set_up(raw.info.server_version, read_only, pooled):
@@ -197,11 +197,11 @@ class Sqlite:
 
     name = "pysqlite"
 
-    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False) -> None:
+    def prepare(self, raw: Any, *, read_only: bool, wait_s: float, pooled: bool = False, as_it_is: bool = False) -> None:
         raw.isolation_level = None
         cursor = raw.cursor()
         try:
-            if not read_only:
+            if not (read_only or as_it_is):
                 _write_ahead(cursor)
             cursor.execute(f"PRAGMA busy_timeout = {int(wait_s * 1000)}")
             cursor.execute(f"PRAGMA query_only = {int(read_only)}")

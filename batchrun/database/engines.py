@@ -35,7 +35,7 @@ class EngineSpec:
     url: normalised; None with a factory. options: ``create_engine`` arguments that were read off an Engine.
     execution: its execution options. isolation: the level BEGIN carries, None = the server's default.
     factory: a callable that makes an Engine. pool: "queue" = as many connections as threads, held;
-    "null" = one per transaction. connect_timeout: seconds.
+    "null" = one per transaction. connect_timeout: seconds. rehearses: for a dry run, which commits nothing.
     """
 
     url: URL | None
@@ -45,6 +45,7 @@ class EngineSpec:
     factory: Callable[[], Engine] | None = None
     pool: str = "queue"
     connect_timeout: float = 10.0
+    rehearses: bool = False
 
     @property
     def is_sqlite(self) -> bool:
@@ -138,7 +139,9 @@ def worker_engine(
     """Build the engine of one worker, gates installed. Connects to nothing yet."""
     engine = _build(spec, application_name, pool_size=threads)
     driver = driver_named(engine.dialect.driver)
-    gates = install(engine, driver, read_only=read_only, wait_s=SQLITE_WAIT_S, turnstile=turnstile)
+    gates = install(
+        engine, driver, read_only=read_only, wait_s=SQLITE_WAIT_S, turnstile=turnstile, rehearses=spec.rehearses
+    )  # fmt: skip
     if driver.name == "psycopg2":
         _server_side_cursors_in_autocommit(engine, gates)
     return WorkerEngine(engine, driver, gates, spec if spec.factory is None else _adopted(engine, spec))
@@ -151,7 +154,7 @@ def control_engine(spec: EngineSpec, *, application_name: str) -> Engine:
 
         @event.listens_for(engine, "connect")
         def connected(raw: Any, record: Any) -> None:
-            driver_named("pysqlite").prepare(raw, read_only=False, wait_s=0)
+            driver_named("pysqlite").prepare(raw, read_only=False, wait_s=0, as_it_is=spec.rehearses)
 
         @event.listens_for(engine, "begin")
         def begin(connection: Any) -> None:
@@ -249,7 +252,7 @@ def source_engine(spec: EngineSpec, *, application_name: str) -> Engine:
         @event.listens_for(engine, "connect")
         def connected(raw: Any, record: Any) -> None:
             level = raw.isolation_level
-            driver_named("pysqlite").prepare(raw, read_only=False, wait_s=SQLITE_WAIT_S)
+            driver_named("pysqlite").prepare(raw, read_only=False, wait_s=SQLITE_WAIT_S, as_it_is=spec.rehearses)
             raw.isolation_level = level
 
     return engine

@@ -25,6 +25,7 @@ from batchrun.database.drivers import Driver, Status
 from batchrun.database.pooler import AFTER_COMMIT, AFTER_ROLLBACK, is_pooled_record
 from batchrun.database.statements import Effect, effect_of
 from batchrun.database.stored import Call, Keeper
+from batchrun.database.undoing import instead_of_commit
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -76,16 +77,28 @@ class _Here(threading.local):
 
 
 class Gate:
-    """The state of one raw connection. One thread uses it at a time. here: what all gates of its engine share."""
+    """The state of one raw connection. One thread uses it at a time. here: what all gates of its engine share.
+
+    rehearses: the runner's own COMMIT is a ROLLBACK, behind the checks that COMMIT would make.
+    """
 
     def __init__(
-        self, raw: Any, driver: Driver, turnstile: Turnstile | None, here: _Here, *, pooled: bool = False, read_only: bool = False
+        self,
+        raw: Any,
+        driver: Driver,
+        turnstile: Turnstile | None,
+        here: _Here,
+        *,
+        pooled: bool = False,
+        read_only: bool = False,
+        rehearses: bool = False,
     ) -> None:
         self.raw = raw
         self._here = here
         self.driver = driver
         self._turnstile = turnstile
         self._pooled = pooled
+        self._ends_with = instead_of_commit(driver) if rehearses else ("COMMIT",)
         self._by_transaction = pooled and read_only  # a session of one's own would be told once to refuse writes
         self._opening: Sequence[str] = ()
         self._mark: str | Call | None = None
@@ -208,7 +221,7 @@ class Gate:
         self.check()
         self.is_open = False
         began = monotonic()
-        self.driver.send(self.raw, ("COMMIT", *self._cleaning()) if self._pooled else ("COMMIT",))
+        self.driver.send(self.raw, (*self._ends_with, *self._cleaning()) if self._pooled else self._ends_with)
         self.spent_s += monotonic() - began
         self.committed = True
         if self._turnstile:
@@ -237,11 +250,17 @@ class Gate:
 
 
 def install(
-    engine: Engine, driver: Driver, *, read_only: bool, wait_s: float, turnstile: Callable[[], Turnstile] | None
+    engine: Engine,
+    driver: Driver,
+    *,
+    read_only: bool,
+    wait_s: float,
+    turnstile: Callable[[], Turnstile] | None,
+    rehearses: bool = False,
 ) -> dict[int, Gate]:
     """Give every connection of a worker's engine a gate. Returns the gates by ``id`` of the raw connection.
 
-    turnstile: makes each connection's place in SQLite's queue of writers.
+    turnstile: makes each connection's place in SQLite's queue of writers. rehearses: nothing is committed.
     """
     gates: dict[int, Gate] = {}
     here = _Here()
@@ -250,8 +269,9 @@ def install(
     @event.listens_for(engine, "connect")
     def connected(raw: Any, record: Any) -> None:
         pooled = is_pooled_record(record)
-        driver.prepare(raw, read_only=read_only, wait_s=wait_s, pooled=pooled)
-        gates[id(raw)] = Gate(raw, driver, turnstile() if turnstile else None, here, pooled=pooled, read_only=read_only)
+        driver.prepare(raw, read_only=read_only, wait_s=wait_s, pooled=pooled, as_it_is=rehearses)
+        place = turnstile() if turnstile else None
+        gates[id(raw)] = Gate(raw, driver, place, here, pooled=pooled, read_only=read_only, rehearses=rehearses)
 
     @event.listens_for(engine, "close")
     def closed(raw: Any, record: Any) -> None:

@@ -6,12 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.orders import Away, Ended, Message, Order, Settled, Unreadable, sent
 from batchrun.execution.pool import Died, Heard, Worker
 from batchrun.execution.recording import RUN_ENDING
 from batchrun.execution.strategies import OrderRunner
-from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
 from batchrun.execution.worker import Parts, failure_of
 
@@ -48,8 +46,8 @@ class InlineExecutor:
         except (Exception, SystemExit) as error:  # sys.exit() in an initializer is its failure, not the caller's end
             self._heard += [(failure, None)] if (failure := failure_of(error)) else []
             return
-        runner: ItemRunner = self._parts.runner(state, self._pause, Voice(self._say), inline=True)
-        self._runner = OrderRunner(runner, self._messages.append)
+        runner = self._parts.runner(state, self._pause, self._parts.voice(self._say), inline=True)
+        self._runner = self._parts.orders(runner, self._messages.append)
 
     def _say(self, message: Message) -> None:
         if isinstance(message, Away) and self.on_away is not None:

@@ -16,6 +16,7 @@ import cloudpickle
 from batchrun.codec import Unstorable
 from batchrun.execution.stacks import Hook
 from batchrun.items import Item, ItemError
+from batchrun.rehearsal import Measured
 
 MAX_VALUE_BYTES = 64 * 1024 * 1024
 """A result or item larger than this fails its item: it belongs into the database or a file, not into a pipe."""
@@ -207,7 +208,7 @@ class Away(NamedTuple):
     why: str
 
 
-Message = Ready | Initializing | Settled | Ended | Unreadable | Began | Waiting | Failed | Said | Away
+Message = Ready | Initializing | Settled | Ended | Unreadable | Began | Waiting | Failed | Said | Away | Measured
 
 
 class Packed(NamedTuple):

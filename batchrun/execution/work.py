@@ -51,6 +51,11 @@ class Work:
     secrets: tuple[str, ...] = ()
 
     @property
+    def rehearses(self) -> bool:
+        """A dry run."""
+        return self.engine is not None and self.engine.rehearses
+
+    @property
     def has_session(self) -> bool:
         return self.engine is not None and self.options.transaction != "none"
 

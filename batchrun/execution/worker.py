@@ -38,6 +38,7 @@ from batchrun.execution.link import Refused, Stopping
 from batchrun.execution.orders import Failed, Initializing, Message, Ready, Sent, Stop
 from batchrun.execution.orphans import guard_against_orphanhood
 from batchrun.execution.recycling import Limits, memory_reader
+from batchrun.execution.rehearsing import MeteredItems, MeteredOrders, TimedVoice, count_statements
 from batchrun.execution.stacks import Stacks
 from batchrun.execution.strategies import OrderRunner
 from batchrun.execution.voice import Voice
@@ -165,6 +166,7 @@ class Parts:
         self.books = self._engine(work.books)
         self._rest: Iterator[Any] | None = None
         self._runners: list[ItemRunner] = []
+        self._counter = count_statements(self.engine.engine) if work.rehearses and self.engine else None
 
     def _engine(self, spec: Any) -> WorkerEngine | None:
         if spec is None:
@@ -195,14 +197,28 @@ class Parts:
 
     def runner(self, state: Any, pause: Callable[[float], bool], voice: Voice, *, inline: bool = False) -> ItemRunner:
         """One thread's ItemRunner. Each has its own place in the turnstile."""
-        runner = ItemRunner(self.work, self.engine, self.books, state, pause=pause, voice=voice, inline=inline)
+        given = (self.work, self.engine, self.books, state)
+        if self.work.rehearses:
+            runner: ItemRunner = MeteredItems(*given, pause=pause, voice=voice, inline=inline, counter=self._counter)
+        else:
+            runner = ItemRunner(*given, pause=pause, voice=voice, inline=inline)
         self._runners.append(runner)
         return runner
 
+    def voice(self, send: Callable[[Message], None]) -> Voice:
+        """One thread's voice."""
+        kind = TimedVoice if self.work.rehearses else Voice
+        return kind(send, self.stacks.slot()) if self.stacks else kind(send)
+
+    def orders(self, runner: ItemRunner, send: Callable[[Message], None]) -> OrderRunner:
+        """What runs orders by a thread's ItemRunner."""
+        if isinstance(runner, MeteredItems):
+            return MeteredOrders(runner, send, self.memory)
+        return OrderRunner(runner, send, self.memory)
+
     def order_runner(self, state: Any, pause: Callable[[float], bool], send: Callable[[Message], None]) -> OrderRunner:
         """What runs the orders of the thread that calls this."""
-        voice = Voice(send, self.stacks.slot()) if self.stacks else Voice(send)
-        return OrderRunner(self.runner(state, pause, voice), send, self.memory)
+        return self.orders(self.runner(state, pause, self.voice(send)), send)
 
     def close(self) -> None:
         """Run the rest of an initializer that yielded, and close connections."""

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, bindparam, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -30,6 +30,7 @@ from batchrun.ledger import liveness, requests
 from batchrun.ledger.insights import write_insight
 from batchrun.ledger.marks import Fenced, Spot
 from batchrun.ledger.reading import now_expression
+from batchrun.ledger.records import Billed, Fate, NewRun, OpenChunk
 from batchrun.ledger.schema import Tables
 from batchrun.ledger.troubles import Wanted, chosen
 from batchrun.runs import RunStatus
@@ -64,49 +65,6 @@ def _busy(error: DBAPIError) -> Busy | None:
     if away or meaning_of(error, is_lost=False, retry_on=()) in (Meaning.RETRY, Meaning.CONFLICT):
         return Busy(said, away=away, read_only=away and sqlstate_of(error) == READ_ONLY_STATE)
     return None
-
-
-@dataclass(slots=True)
-class NewRun:
-    """What a run's row starts with. ``cursor`` and ``bound`` as texts of the codec; params and options as JSON."""
-
-    id: str
-    job: str
-    name: str | None
-    fingerprint: str
-    params: str
-    options: str
-    guarantee: str
-    workers: int
-    bound: str | None
-    total: int | None
-
-
-@dataclass(slots=True)
-class OpenChunk:
-    """A chunk that a resume found open."""
-
-    no: int
-    pos: int
-    size: int
-    deaths: int
-
-
-@dataclass(slots=True)
-class Billed:
-    """What a death came to: the item at ``pos`` has died ``deaths`` times; quarantined when that was the last."""
-
-    pos: int
-    deaths: int
-    quarantined: bool = False
-
-
-class Fate(NamedTuple):
-    """What an item came to that has a row of its own. after_s: until it is tried again, of those in "retry"."""
-
-    state: str
-    error: ItemError | None
-    after_s: float
 
 
 @dataclass(slots=True)

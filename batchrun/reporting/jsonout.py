@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from batchrun.insight import Slow
+from batchrun.reporting import rehearsal
 from batchrun.reporting.figures import Overview, insight_json, left_s
 from batchrun.runs import Counts, FailureGroup, FailureRecord, Report, RunRecord
 
@@ -25,13 +26,14 @@ def report_json(report: Report, *, settled_before: int = 0) -> dict[str, Any]:
     """What ``run --json`` prints. settled_before: as in ``text.summary``."""
     return {
         "schema": SCHEMA,
-        "run": report.run,
+        "run": report.run if report.rehearsal is None else None,
         "job": report.job,
         "status": report.status.value,
         **_counts(report.counts),
         **_speed(report.counts.settled - settled_before, report.elapsed),
         "workers": report.workers,
         "guarantee": report.guarantee,
+        **({} if report.rehearsal is None else {"rehearsal": rehearsal.as_json(report.rehearsal)}),
     }
 
 

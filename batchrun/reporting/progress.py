@@ -127,7 +127,7 @@ class Progress:
             self._bar = None
 
     def _open(self, event: RunOpened) -> None:
-        self._run, self._began = event.run, self._clock()
+        self._run, self._began = "" if event.is_dry else event.run, self._clock()
         self._form.run, self._form.job = event.run, event.job
         if self._kept is not None:
             self._kept.form.run = event.run
@@ -166,9 +166,14 @@ class Progress:
         if self._troubles <= SHOWN_TROUBLES:
             self.say(_trouble_entry(event.outcome))
         elif self._troubles == SHOWN_TROUBLES + 1:
-            where = "report.failures" if self._in_api else f"{self._command} failures {self._run}"
-            told = f"More than {SHOWN_TROUBLES} items went wrong; the others are not shown here but in: {where}"
+            told = f"More than {SHOWN_TROUBLES} items went wrong; the others are not shown here but in: {self._elsewhere()}"
             self.say(Entry("ERROR", told, bare=True))
+
+    def _elsewhere(self) -> str:
+        """Where all that went wrong can be read."""
+        if self._in_api:
+            return "report.failures"
+        return f"{self._command} failures {self._run}" if self._run else "the report below, by class"
 
     def _end(self, event: RunEnded) -> None:
         if self._bar is not None and self._pace is not None:
@@ -190,6 +195,8 @@ def _opening(event: RunOpened) -> str:
     total = "items" if event.total is None else items_text(event.total)
     settled = f", {event.counts.settled:,} of them settled before" if event.resumed else ""
     workers = "inline" if event.workers == 0 else f"{event.workers} worker{'' if event.workers == 1 else 's'}"
+    if event.is_dry:
+        return f"Dry run of {event.job}: {total}, {workers}"
     guarantee = "" if event.guarantee == "exactly-once" else f", {GUARANTEES.get(event.guarantee, event.guarantee)}"
     return f"Run {event.run} of {event.job}{' goes on' if event.resumed else ''}: {total}{settled}, {workers}{guarantee}"
 

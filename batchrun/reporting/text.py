@@ -122,10 +122,12 @@ def summary(report: Report, *, settled_before: int = 0, command: str = "batchrun
     retries = f", {report.retries:,} {'retry' if report.retries == 1 else 'retries'}" if report.retries else ""
     note = f" ({message_text(report.note)})" if report.note else ""
     workers = "inline" if report.workers == 0 else f"{report.workers} worker{'' if report.workers == 1 else 's'}"
+    head = [f"  {sum_text(report.counts)}", f"  {duration(report.elapsed)}{rate}, {workers}{retries}"]
+    if report.rehearsal is not None:
+        return [f"Dry run of {report.job} {ENDINGS[report.status]}{note}.", *head]
     return [
         f"Run {report.run} of {report.job} {ENDINGS[report.status]}{note}.",
-        f"  {sum_text(report.counts)}",
-        f"  {duration(report.elapsed)}{rate}, {workers}{retries}",
+        *head,
         f"  {GUARANTEES.get(report.guarantee, report.guarantee)}",
         *next_steps(report.run, report.status, report.counts, command),
     ]

@@ -86,6 +86,11 @@ class Keyset:
             return _count(connection, select(func.count()).select_from(rows))
 
     @property
+    def plan(self) -> Plan:
+        """The query, made ready for pages."""
+        return self._plan
+
+    @property
     def width(self) -> int:
         """How many columns the key has."""
         return len(self._plan.keys)

@@ -11,7 +11,8 @@ from sqlalchemy import Engine, create_engine, event, text
 
 from batchrun.items import ItemError
 from batchrun.ledger import schema
-from batchrun.ledger.owner import NewRun, Owner
+from batchrun.ledger.owner import Owner
+from batchrun.ledger.records import NewRun
 
 RUN = "manychunks"
 CHUNKS = 20_000

@@ -19,7 +19,7 @@ RUN_OPTIONS = {
     *("--log-format", "--rate", "--window", "--max-runtime"),
 }
 COMMANDS = {
-    "run": RUN_OPTIONS | {"--limit", "--transaction", "--if-running", "--joblog"},
+    "run": RUN_OPTIONS | {"--limit", "--sample", "--seed", "--dry-run", "--transaction", "--if-running", "--joblog"},
     "resume": RUN_OPTIONS | {"--accept-changes", "--joblog"},
     "retry": RUN_OPTIONS | {"--accept-changes", "--joblog", "--only"},
     "runs": {"--limit", "--job", "--status", "--json"},
@@ -158,6 +158,10 @@ def test_shared_options_stand_at_three_places_of_a_group(project: Path, tmp_path
         (["run", "send", "count=1", "-j", "2.5"], 2, "--workers: '2.5' is not a whole number"),
         (["run", "send", "count=1", "--workers", "1000000000"], 2, "from 0 to 1,024"),
         (["run", "send", "count=1", "--threads", "0"], 2, "--threads: 0 is not a whole number from 1"),
+        (["run", "send", "count=1", "--sample", "lots"], 2, "--sample: 'lots' is neither a number of items from 1 to 10,000"),
+        (["run", "send", "count=1", "--sample", "5", "--limit", "5"], 2, "--sample and --limit cannot be combined"),
+        (["run", "send", "count=1", "--seed", "5"], 2, "--seed: it repeats a sample, so give --sample as well"),
+        (["run", "send", "count=1", "--sample", "5", "--seed", "x"], 2, "--seed: 'x' is not a whole number from 0"),
         (["run", "send", "count=1", "--limit", "-1"], 2, "--limit: -1 is not a whole number from 0"),
         (["run", "send", "count=1", "--timeout", "10 parsecs"], 2, "--timeout: '10 parsecs' is no duration"),
         (["run", "send", "count=1", "--timeout", "0"], 2, "--timeout: '0' is not above 0"),
