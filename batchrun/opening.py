@@ -359,6 +359,8 @@ class _Opening:
         plan.fitting = partial(more_seats, call, run, tuple(self._held))
         plan.health = health
         self._announce(plan, resumed=resumed)
+        if sample:
+            self._tell(Notice("INFO", f"A sample: {source.describe()}, seed {sample.seed}; --seed {sample.seed} draws the same."))
         return plan
 
     def _keep_alive(self, owner: Owner) -> None:
