@@ -80,7 +80,7 @@ class Reporter:
         if amount := self.settled - self._told:
             values = self.values
             are_packed = values is not None and Packed in map(type, values)
-            if untimed := self.settled - self.watch.noted:
+            if (untimed := self.settled - self.watch.noted) > 0:  # below 0: a list's items are noted before they are added
                 self.watch.note(monotonic(), untimed)
             spans = self.watch.take() if self._wants_spans else None
             self._send(Settled(self._order, amount, self._troubles, values, are_packed, spans))

@@ -7,8 +7,10 @@ import json
 import pytest
 
 from batchrun.events import Notice
+from batchrun.execution import strategies
 from batchrun.execution.orders import Ended, Order, Settled, Timing, Trouble
 from batchrun.execution.pool import Died
+from batchrun.execution.recording import Result
 from batchrun.execution.timing import Stopwatch
 from batchrun.gathering import Gathering, timed
 from batchrun.insight import MOST_CLASSES, MOST_LANES, MOST_SLOW, MOST_STEPS, PER_OCTAVE, Insight, Latency
@@ -103,6 +105,17 @@ def test_a_stopwatch_shares_what_belongs_to_several_items() -> None:
     assert sum(timing.steps.values()) == 8
     assert timing.slowest[0] == (0.25, 4)
     assert timing[2:] == (0.5, 0.25)
+
+
+def test_a_message_in_the_midst_of_a_list_times_no_item_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "FLUSH_S", 0.0)
+    sent: list[object] = []
+    report = strategies.Reporter(1, sent.append, wants_values=False, eager=True)
+    report.watch.spread([0.5] * 10)
+    for _ in range(10):
+        report.add(Result("done"))
+    assert len(sent) == 10
+    assert sum(report.watch.timing(0.0, 0.0).steps.values()) == 10
 
 
 def test_each_item_of_a_message_has_its_own_time_and_state() -> None:
