@@ -115,7 +115,7 @@ def test_a_message_in_the_midst_of_a_list_times_no_item_twice(monkeypatch: pytes
     for _ in range(10):
         report.add(Result("done"))
     assert len(sent) == 10
-    assert sum(report.watch.timing(0.0, 0.0).steps.values()) == 10
+    assert report.watch.timing(0.0, 0.0).steps == {-8: 10}
 
 
 def test_each_item_of_a_message_has_its_own_time_and_state() -> None:
