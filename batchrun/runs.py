@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchrun.errors import BatchrunError, ItemsFailed
 from batchrun.items import Outcome
-from batchrun.rehearsal import Rehearsal
+
+if TYPE_CHECKING:
+    from batchrun.rehearsal import Rehearsal
 
 
 class RunStatus(enum.StrEnum):

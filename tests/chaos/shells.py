@@ -61,7 +61,8 @@ class _Story:
 
     def __init__(self, world: World, project: Project, program: Program) -> None:
         self.world, self.project, self.program = world, project, program
-        self.request = tables().request
+        self.tables = tables()
+        self.request = self.tables.request
 
     def pause(self) -> None:
         """Paused, then resumed."""
@@ -153,8 +154,11 @@ class _Story:
             return str(oracle.scalar(connection, "SELECT status FROM batchrun_run ORDER BY started DESC LIMIT 1"))
 
     def _is_asked(self) -> bool:
+        """A pause that was obeyed stands until the resume."""
+        own = self.tables.run
+        waits = select(self.request.c.run).join(own, own.c.id == self.request.c.run).where(own.c.status != "paused")
         with engine_for(self.world.url).connect() as connection:
-            return connection.execute(select(self.request.c.run)).first() is not None
+            return connection.execute(waits).first() is not None
 
     def _wait_for_request(self, asking: Program) -> None:
         wait_until(lambda: asking.is_over or self._is_asked(), 30.0, every_s=0.002, what="the request is written")
