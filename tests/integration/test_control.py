@@ -136,6 +136,11 @@ def on_sqlite(sqlite_url: str, tmp_path: Path) -> Shell:
     return Shell(sqlite_url, tmp_path)
 
 
+def rests_by_request(shell: Shell) -> bool:
+    with open_reading(shell.place) as reading:
+        return reading.is_asked_to_pause(shell.run)
+
+
 def nothing_said(line: str) -> None:
     """A second shell that shows nothing."""
 
@@ -162,8 +167,10 @@ def test_a_run_is_paused_from_a_second_shell_and_resumed_and_nothing_is_lost_or_
     assert pause_run(shell.place, shell.run, nothing_said).text == (
         f"Run {shell.run} is not running, it is paused; go on with: batchrun resume {shell.run}"
     )
+    assert rests_by_request(shell)  # or cron's next firing would go on with it
     done = shell.resume(report.planned + 5, task=quickly, max_failures=0)
     assert done.status is RunStatus.DONE
+    assert not rests_by_request(shell)
     assert effects(shell.url) == once(range(report.planned + 5))
     assert pause_run(shell.place, shell.run, nothing_said).text == f"There is nothing to pause: run {shell.run} is done."
 
@@ -171,6 +178,7 @@ def test_a_run_is_paused_from_a_second_shell_and_resumed_and_nothing_is_lost_or_
 def test_a_request_to_pause_that_nobody_obeyed_is_over_when_the_run_is_resumed(shell: Shell) -> None:
     report = shell.start(6, max_runtime=0.001, workers=0)
     assert (report.status, report.note) == (RunStatus.PAUSED, "its max_runtime of 0.0 s is over")
+    assert not rests_by_request(shell)
     with open_reading(shell.place) as reading:
         requests.ask(*reading.parts, shell.run, requests.PAUSE)
     assert shell.resume(6).status is RunStatus.DONE
