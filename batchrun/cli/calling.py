@@ -189,6 +189,31 @@ def command(app: typer.Typer, name: str) -> Callable[[Body], Body]:
     return register
 
 
+def keep_shared(ctx: typer.Context, given: dict[str, Any]) -> None:
+    """Keep the options that stand before a command's name; without one, show the help."""
+    ctx.obj = (ctx.obj or Call()).with_options(given)
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+def group_of(help_text: str) -> typer.Typer:
+    """A group of commands, which takes the shared options as well."""
+    made = typer.Typer(help=help_text, rich_markup_mode=None)
+
+    @made.callback(invoke_without_command=True)
+    def shared(
+        ctx: typer.Context,
+        config: ConfigOption = None,
+        database_url: UrlOption = None,
+        profile: ProfileOption = None,
+        debug: DebugOption = False,
+    ) -> None:
+        keep_shared(ctx, {"config": config, "database_url": database_url, "profile": profile, "debug": debug})
+
+    return made
+
+
 def existing_folder(text: str | None) -> Path:
     """A folder named on the command line; the working directory where none is."""
     return Path(text or ".").expanduser()

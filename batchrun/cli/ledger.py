@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from batchrun.cli.calling import Call, ConfigOption, DebugOption, ProfileOption, UrlOption, command
+from batchrun.cli.calling import Call, command, group_of
 from batchrun.cli.looking import JsonOption
 from batchrun.errors import ConfigError
 
@@ -19,23 +19,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="ledger")
 
 
-group = typer.Typer(help="The tables that runs are recorded in.", rich_markup_mode=None)
-
-
-@group.callback(invoke_without_command=True)
-def ledger(
-    ctx: typer.Context,
-    config: ConfigOption = None,
-    database_url: UrlOption = None,
-    profile: ProfileOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Keep the options that stand before the command's name."""
-    given = {"config": config, "database_url": database_url, "profile": profile, "debug": debug}
-    ctx.obj = (ctx.obj or Call()).with_options(given)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), err=True)
-        raise typer.Exit(2)
+group = group_of("The tables that runs are recorded in.")
 
 
 @command(group, "sql")

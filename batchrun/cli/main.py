@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from batchrun.cli import checking, controlling, ledger, looking, projects, reports, running, scheduling, verifying
-from batchrun.cli.calling import Call, ConfigOption, DebugOption, ProfileOption, UrlOption
+from batchrun.cli.calling import Call, ConfigOption, DebugOption, ProfileOption, UrlOption, keep_shared
 from batchrun.cli.output import Output, hold_standard_streams, let_go
 from batchrun.reporting.streams import GuardedStream
 
@@ -59,11 +59,7 @@ def batchrun(
     ] = False,
 ) -> None:
     """Keep the options that stand before the command's name."""
-    given = {"config": config, "database_url": database_url, "profile": profile, "debug": debug}
-    ctx.obj = (ctx.obj or Call()).with_options(given)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), err=True)
-        raise typer.Exit(2)
+    keep_shared(ctx, {"config": config, "database_url": database_url, "profile": profile, "debug": debug})
 
 
 running.add_to(app)

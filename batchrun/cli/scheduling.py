@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from batchrun.cli.calling import Call, ConfigOption, DebugOption, ProfileOption, UrlOption, command
+from batchrun.cli.calling import Call, command, group_of
 from batchrun.cli.looking import JsonOption
 from batchrun.cli.offered import QuietOption
 from batchrun.errors import BatchrunError, ConfigError
@@ -27,23 +27,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(group, name="schedule")
 
 
-group = typer.Typer(help="When jobs run by themselves, and what starts them.", rich_markup_mode=None)
-
-
-@group.callback(invoke_without_command=True)
-def schedule(
-    ctx: typer.Context,
-    config: ConfigOption = None,
-    database_url: UrlOption = None,
-    profile: ProfileOption = None,
-    debug: DebugOption = False,
-) -> None:
-    """Keep the options that stand before the command's name."""
-    given = {"config": config, "database_url": database_url, "profile": profile, "debug": debug}
-    ctx.obj = (ctx.obj or Call()).with_options(given)
-    if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), err=True)
-        raise typer.Exit(2)
+group = group_of("When jobs run by themselves, and what starts them.")
 
 
 def _warn(call: Call) -> Any:
