@@ -31,7 +31,7 @@ def killed_again_and_again(
     Recovery is from the kill to the first item that a worker begins which was not there before. calm: leave time before
     and after each kill, and judge the throughput too.
     """
-    accounts = world.accounts((world.strikes + 1) * (4 if calm else 1) * MOST_PER_KILL)
+    accounts = world.accounts((world.strikes + 1) * (12 if calm else 1) * MOST_PER_KILL)  # more than a quick machine settles
     workers = int(str(options.setdefault("workers", 2)))
     is_enough = threading.Event()
     deaths: list[tuple[float, set[int]]] = []
@@ -122,7 +122,7 @@ def all_workers(world: World) -> None:
     """As when a control group's memory is used up."""
 
     def everybody(run: Watched) -> str:
-        assert [pid for pid in run.workers() if kill(pid)]
+        assert [pid for pid in run.workers() if kill(pid)], "the run is over" if run.is_over else "there is no worker"
         return "kills of all workers"
 
     killed_again_and_again(world, everybody, bound_s=2.0, what="recovery of all workers", calm=True, workers=3)
