@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from batchrun.plans import StopRequest
 from batchrun.reporting import jsonout, rehearsal
 from batchrun.sources.sampling import sample_of
 from tests.support import oracle
-from tests.support.databases import Clones, engine_for
+from tests.support.databases import engine_for
 from tests.support.oracle import Effect
 from tests.support.rehearsed import (
     MODES,
@@ -48,17 +48,9 @@ ITEMS = range(1, 41)
 TABLES = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2"
 
 
-@pytest.fixture(scope="module")
-def kept(clones: Clones) -> Iterator[str]:
-    """One database for this module's tests, emptied by ``oracle.create``."""
-    with clones.clone() as name:
-        yield name
-
-
 @pytest.fixture
-def pg_url(clones: Clones, kept: str) -> Iterator[str]:
-    yield clones.server.url(kept)
-    clones.check_sessions(kept)
+def pg_url(kept_url: str) -> str:
+    return kept_url
 
 
 @pytest.fixture

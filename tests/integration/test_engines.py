@@ -29,24 +29,16 @@ from batchrun.ledger.marks import MarksSpec
 from batchrun.options import RunOptions
 from batchrun.tasks import task_shape
 from tests.support import oracle, scripts
-from tests.support.databases import Clones, engine_for
+from tests.support.databases import engine_for
 from tests.support.oracle import Account, assert_exactly_once, verdict, work
 from tests.support.waiting import wait_until
 
 ITEMS = range(1, 21)
 
 
-@pytest.fixture(scope="module")
-def kept(clones: Clones) -> Iterator[str]:
-    """One database for this module's tests, emptied by ``oracle.create``: a clone for each would cost more than the tests."""
-    with clones.clone() as name:
-        yield name
-
-
 @pytest.fixture
-def pg_url(clones: Clones, kept: str) -> Iterator[str]:
-    yield clones.server.url(kept)
-    clones.check_sessions(kept)
+def pg_url(kept_url: str) -> str:
+    return kept_url
 
 
 def run(task: Any, database: Any, items: range = ITEMS, **options: Any) -> Any:

@@ -25,7 +25,7 @@ from batchrun.database.statements import effect_of
 from batchrun.errors import AlreadyRunning, ConfigError
 from batchrun.ledger.schema import tables
 from tests.support import oracle
-from tests.support.databases import Clones, engine_for
+from tests.support.databases import engine_for
 from tests.support.oracle import Account, Effect, Label, assert_exactly_once, work
 
 ITEMS = range(1, 6)
@@ -33,17 +33,9 @@ BAD = 3
 """The item whose task misbehaves; the others show that the run goes on as if nothing had been."""
 
 
-@pytest.fixture(scope="module")
-def kept(clones: Clones) -> Iterator[str]:
-    """One database for this module's tests, emptied by ``oracle.create``: a clone for each would cost more than the tests."""
-    with clones.clone() as name:
-        yield name
-
-
 @pytest.fixture
-def pg_url(clones: Clones, kept: str) -> Iterator[str]:
-    yield clones.server.url(kept)
-    clones.check_sessions(kept)
+def pg_url(kept_url: str) -> str:
+    return kept_url
 
 
 @pytest.fixture

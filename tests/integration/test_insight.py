@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,11 @@ from batchrun import Skip, run_parallel
 from batchrun.insight import Insight
 from batchrun.ledger.insights import read_insight
 from batchrun.ledger.schema import tables
-from tests.support.databases import Clones
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'a.db'}"
-        return
-    clones: Clones = request.getfixturevalue("clones")
-    with clones.clone() as name:
-        yield clones.server.url(name)
+@pytest.fixture
+def url(database_url: str) -> str:
+    return database_url
 
 
 def insight_of(url: str, run: str) -> Insight:
