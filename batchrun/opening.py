@@ -109,10 +109,24 @@ class _Opening:
             return self._finished(stored)
         if stored is not None:
             refuse_cancelled(stored)
-        self._run = stored.id if stored else self._run
+            ledger = self._as_owner_of(stored.id, ledger, tables)
         owner = Owner(ledger, tables, self._run)
         self._lock_folder(owner)
         return self._durable(engine, owner, stored)
+
+    def _as_owner_of(self, run: str, ledger: Engine, tables: schema.Tables) -> Engine:
+        """The owner's sessions bear the run's name: by that the next owner ends one that stands still with the run's row locked.
+
+        A call that says only the run's name, or its job, was connected before it knew the run.
+        """
+        if run == self._run:
+            return ledger
+        self._run = run
+        self._held = [held for held in self._held if held.engine is not ledger]
+        ledger.dispose()
+        renamed = self._connect(self._call.ledger or self._call.database, control_engine)
+        self._reading = Reading(renamed, tables)
+        return renamed
 
     def _connect(self, spec: EngineSpec | None, make: Callable[..., Engine]) -> Engine:
         assert spec is not None

@@ -146,3 +146,18 @@ def test_an_owner_that_stands_still_in_its_transaction_does_not_keep_its_run(pg_
         connection.invalidate()
     stuck.dispose()
     assert effects(pg_url) == once(range(6))
+
+
+def test_an_owners_sessions_bear_its_runs_name_also_where_the_call_said_only_that_of_the_run(pg_url: str) -> None:
+    """Or the next owner would not know whom to end."""
+    make(pg_url)
+    outcomes = iter_parallel(quickly, range(6), pg_url, workers=0, name="owned")
+    next(outcomes)
+    outcomes.close()  # type: ignore[attr-defined]
+    again = iter_parallel(quickly, range(6), pg_url, workers=0, name="owned")
+    next(again)
+    mine = "datname = current_database() AND application_name LIKE 'batchrun-owner:%'"
+    found = scalar(pg_url, f"SELECT string_agg(DISTINCT application_name, ' ') FROM pg_stat_activity WHERE {mine}")
+    assert found == f"batchrun-owner:{scalar(pg_url, 'SELECT id FROM batchrun_run')[:8]}:quickly"
+    list(again)
+    assert effects(pg_url) == once(range(6))
