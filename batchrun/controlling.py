@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchrun.api import Place, open_reading
+from batchrun.database.engines import control_engine
 from batchrun.database.runfolder import AliveLock, run_folder
 from batchrun.database.turnstile import OwnerTurn
 from batchrun.database.urls import sqlite_file
@@ -63,7 +64,7 @@ def cancel_run(place: Place, run: str, tell: Callable[[str], None], command: str
             if control.is_alive():
                 control.ask(CANCEL)
                 control.wait(lambda found: found.status is not RunStatus.RUNNING, "what is running ends first")
-            elif _cancelled(reading, stored):
+            elif _cancelled(place, reading, stored):
                 break
             if time.monotonic() > until:
                 return control.not_yet("cancel")
@@ -207,11 +208,15 @@ class _Control:
         return Answer(f"Run {self.run} of {record.job}: {'; '.join(told)}.")
 
 
-def _cancelled(reading: Reading, stored: StoredRun) -> bool:
+def _cancelled(place: Place, reading: Reading, stored: StoredRun) -> bool:
     """Become the owner of a run that has none, and end it. False when somebody was quicker."""
-    engine, tables = reading.parts
+    _, tables = reading.parts
+    engine = control_engine(  # named as an owner's, so that the next one can end it if this process stands still
+        place.ledger_spec() or place.spec(), application_name=f"batchrun-owner:{stored.id[:8]}:{stored.job}"
+    )
     owner = Owner(engine, tables, stored.id)
     with ExitStack() as stack:
+        stack.callback(engine.dispose)
         if engine.dialect.name == "sqlite":
             lock = AliveLock(run_folder(sqlite_file(engine.url), stored.id))
             if not lock.take():

@@ -132,13 +132,15 @@ def _warming(costs: Costs) -> float:
 def speed(item: Item, setting: Setting, workers: int) -> float:
     """Items a second with so many workers."""
     customers = workers * setting.threads
-    computing = item.cpu + item.server + setting.parent_s
+    computing = item.cpu + item.server
     if setting.one_writer:
         found = repaired(customers, max(0.0, item.wall - item.locked), item.locked, 1)
     else:
         found = repaired(customers, item.waiting, computing, setting.cores)
-    if computing > 0:
-        found = min(found, setting.cores / computing)
+    if setting.parent_s > 0:  # it works ahead of the workers, so it costs none of them time but where all cores are busy
+        found = min(found, 1 / setting.parent_s)
+    if computing + setting.parent_s > 0:
+        found = min(found, setting.cores / (computing + setting.parent_s))
     if item.cpu > 0:
         found = min(found, workers / item.cpu)  # Python computes on one core a process, however many threads there are
     return found

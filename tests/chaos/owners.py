@@ -53,7 +53,7 @@ def owner(world: World, items: range) -> Iterator[multiprocessing.process.BasePr
 def sleeper(world: World) -> None:
     """Each owner but the last is stopped in the middle and woken when the next is at work: it writes nothing more."""
     per_owner = 40
-    items = world.accounts((world.strikes + 1) * per_owner * 2)
+    items = world.accounts((world.strikes + 1) * per_owner * 5)  # what a stopped owner's workers still have is done too
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch("batchrun.ledger.liveness.LEASE_S", LEASE_S))
         stack.enter_context(mock.patch("batchrun.runner.HEARTBEAT_S", 0.5))

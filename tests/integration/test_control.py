@@ -216,7 +216,7 @@ def test_of_a_cancel_and_a_resume_at_the_same_moment_one_wins(shell: Shell) -> N
         seen = reading.stored(shell.run)
         assert seen is not None
         Owner(*reading.parts, shell.run).take_over(seen.epoch)  # somebody resumes it
-        assert not _cancelled(reading, seen)
+        assert not _cancelled(shell.place, reading, seen)
         assert shell.stored("status") == "running"
 
 

@@ -35,6 +35,13 @@ def test_waiting_scales_with_the_workers_and_computing_with_the_cores() -> None:
     assert [round(speed(computes, SETTING, workers)) for workers in (1, 2, 4, 8)] == [10, 20, 40, 40]
 
 
+def test_the_parent_works_ahead_and_counts_only_where_the_cores_are_busy_or_it_is_the_slowest() -> None:
+    computes, ahead = Item(0.1, 0.1, 0.0, 0.1), replace(SETTING, parent_s=0.05, cores=2)
+    assert speed(computes, ahead, 1) == pytest.approx(10)
+    assert speed(computes, ahead, 2) == pytest.approx(2 / 0.15)
+    assert speed(Item(0.001, 0.001, 0.0, 0.0), replace(ahead, cores=64), 8) == pytest.approx(20)
+
+
 def test_threads_wait_beside_each_other_but_compute_in_turn() -> None:
     threads = replace(SETTING, threads=8, cores=64)
     assert round(speed(Item(0.1, 0.0, 0.0, 0.0), threads, 1)) == 80
