@@ -1,13 +1,15 @@
 """Writing to the ledger without owning a run: short transactions of housekeeping, beside runs that go on.
 
-On SQLite a visitor stands in the queue of every run that goes on, as one of its workers would (database/turnstile.py):
-whoever only waits for the file's lock may never get it from workers that write one after the other.
+On SQLite a visitor takes the owner's place in the queue of every run that goes on (database/turnstile.py): whoever only
+waits for the file's lock may never get it from workers that write one after the other. An owner that stands still may keep
+that place for itself, and with it all writers out: the visitor then comes in without.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,9 +18,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 
 from batchrun.database.engines import SQLITE_WAIT_S, EngineSpec, control_engine
-from batchrun.database.turnstile import NAMES, Turnstile
+from batchrun.database.turnstile import NAMES, OwnerTurn
 from batchrun.database.urls import sqlite_file
 
+TURN_WAIT_S = 5.0
+"""SQLite: how long a place is waited for. An owner that lives gives its own up as soon as the item that is writing ends."""
+
+AGAIN_S = 0.005
 LOCK_WAIT_S = 30
 """PostgreSQL: how long a statement waits for a lock. Owners hold theirs for milliseconds."""
 
@@ -28,7 +34,7 @@ class Visitor:
 
     def __init__(self, spec: EngineSpec, *, application_name: str, patient: bool = True) -> None:
         self.engine: Engine = control_engine(spec, application_name=application_name)
-        self._patient = patient
+        self._patient = self._takes_turns = patient
         if patient and self.engine.dialect.name == "sqlite":
             event.listen(self.engine, "connect", _wait_for_locks)
 
@@ -43,8 +49,8 @@ class Visitor:
         """One transaction; it is committed unless something is raised."""
         with ExitStack() as stack:
             is_sqlite = self.engine.dialect.name == "sqlite"
-            if is_sqlite and self._patient:
-                _take_turns(sqlite_file(self.engine.url), stack)
+            if is_sqlite and self._takes_turns:
+                self._takes_turns = _take_turns(sqlite_file(self.engine.url), stack)
             bare = stack.enter_context(self.engine.connect())
             connection = bare.execution_options(batchrun_begin="BEGIN IMMEDIATE")
             stack.enter_context(connection.begin())
@@ -59,12 +65,17 @@ def _wait_for_locks(raw: Any, record: Any) -> None:
     cursor.close()
 
 
-def _take_turns(database: Path, stack: ExitStack) -> None:
-    """Always in the same order, so that two visitors never wait for each other."""
+def _take_turns(database: Path, stack: ExitStack) -> bool:
+    """Always in the same order, so that two visitors seldom wait for each other. False when that took too long."""
+    until = time.monotonic() + TURN_WAIT_S
     for folder in sorted(database.parent.glob(f"{glob.escape(database.name)}-batchrun-*")):
         with contextlib.suppress(OSError):  # the run ended at this moment, or is another user's
             if all((folder / name).exists() for name in NAMES):
-                turnstile = Turnstile(folder)
-                stack.callback(turnstile.close)
-                stack.callback(turnstile.leave)
-                turnstile.enter()
+                turn = OwnerTurn(folder)
+                stack.callback(turn.close)
+                stack.callback(turn.leave)
+                while not turn.try_enter():
+                    if time.monotonic() > until:
+                        return False
+                    time.sleep(AGAIN_S)
+    return True

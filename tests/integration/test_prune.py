@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from batchrun import iter_parallel, run_parallel
 from batchrun.api import Place, open_reading, verify_run
 from batchrun.database.engines import spec_of
 from batchrun.database.runfolder import AliveLock, run_folder
+from batchrun.database.turnstile import OwnerTurn, Turnstile
 from batchrun.errors import AlreadyRunning, UnknownRun
-from batchrun.ledger import pruning
+from batchrun.ledger import pruning, visiting
 from batchrun.ledger.pruning import Pruner
 from batchrun.ledger.schema import Tables, ensure, tables
 from batchrun.ledger.visiting import Visitor
@@ -243,6 +245,32 @@ def test_a_prune_beside_a_run_disturbs_neither(engine: Engine, place: Place, mon
     assert len(runs_in(engine)) == 1
     for number in range(3):
         assert rows_of(engine, f"old{number}") == 0
+
+
+def test_an_owner_that_stands_still_in_its_place_does_not_hold_a_prune(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the owner does whose consumer calls the prune: it waits for its turn to write, and for the prune to return."""
+    monkeypatch.setattr(visiting, "TURN_WAIT_S", 0.1)
+    monkeypatch.setattr(pruning, "BATCH", 1)  # many transactions: only the first waits
+    engine = engine_for(sqlite_url)
+    ensure(engine)
+    add_run(engine, "old", 91, chunks=40)
+    folder = run_folder(tmp_path / "test.db", "goeson")
+    with ExitStack() as stack:
+        lock = AliveLock(folder)
+        assert lock.take()
+        stack.callback(lock.release, remove=True)
+        worker, owner = Turnstile(folder), OwnerTurn(folder)
+        stack.callback(worker.close)
+        stack.callback(owner.close)
+        worker.enter()
+        assert not owner.try_enter()  # it keeps its place from now on
+        worker.leave()
+        began = time.monotonic()
+        assert len(prune_ledger(Place(sqlite_url, tmp_path), NINETY).runs) == 1
+        assert time.monotonic() - began < 40 * 0.1
+    assert rows_of(engine, "old") == 0
 
 
 def test_a_million_chunks_are_found_by_steps_and_deleted_in_short_transactions(pg_url: str, tmp_path: Path) -> None:
