@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -176,13 +177,14 @@ def batchrun(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After each test no process of ours may be left but the servers and multiprocessing's helpers, no descriptor more
-    than before, and no lock file. That no session is left is checked where a database goes.
+    """After each test no process of ours may be left but the servers and multiprocessing's helpers, no descriptor and no
+    thread more than before, and no lock file. That no session is left is checked where a database goes.
     """
     folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
-    before = leaks.descriptors()
+    before, threads = leaks.descriptors(), set(threading.enumerate())
     yield
     leaks.check_processes([server.pid for server in _servers if isinstance(server, Server)])
     leaks.check_descriptors(before)
+    leaks.check_threads(threads)
     if folder:
         leaks.check_files(folder)

@@ -847,8 +847,8 @@ def test_a_mark_waits_for_a_zombies_open_transaction_and_then_learns_the_truth(p
     thread = Thread(target=attempt)
     thread.start()
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%batchrun_chunk%'"
-    with ledger_says.connect() as watcher:
-        wait_until(lambda: watcher.execution_options(isolation_level="AUTOCOMMIT").execute(text(waiting)).scalar())
+    with ledger_says.connect().execution_options(isolation_level="AUTOCOMMIT") as watcher:
+        wait_until(lambda: watcher.execute(text(waiting)).scalar())
     assert not outcome
     gates[0].final = True
     gates[0].do_commit()

@@ -11,11 +11,13 @@ import gc
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
+from batchrun.execution.starter import STARTER_NAME
 from tests.support.waiting import wait_until
 
 MARK = "BATCHRUN_TEST_MARK"
@@ -99,6 +101,17 @@ def check_descriptors(before: dict[int, str], timeout_s: float = 5.0) -> None:
     if more():
         gc.collect()  # what a failed or interrupted run left in a cycle is not lost
         wait_until(lambda: not more(), timeout_s, what=lambda: f"no further descriptor is open: {more()}")
+
+
+def check_threads(before: set[threading.Thread], timeout_s: float = 5.0) -> None:
+    """Wait until no thread is there that was not there before: with another thread in the process, a later test's run over
+    SQLite is not forked as it asks (execution/processes.py), and its workers lack what it has patched.
+    """
+
+    def more() -> list[str]:
+        return [one.name for one in threading.enumerate() if one not in before and one.name != STARTER_NAME]
+
+    wait_until(lambda: not more(), timeout_s, what=lambda: f"no further thread is there: {more()}")
 
 
 def check_files(folder: Path) -> None:
