@@ -79,7 +79,7 @@ def own_postgres(postgres: Postgres) -> Iterator[Server]:
     """A server that may be stopped, killed and restarted; up again at the end. The session's, unless that is not ours."""
     if isinstance(postgres, Server):
         yield postgres
-        postgres.start()
+        postgres.settle()
     else:
         with Server() as server:
             _servers.append(server)

@@ -135,6 +135,14 @@ class Server:
         self.stop(mode)
         self.start()
 
+    def settle(self) -> None:
+        """Have it up, and no thread of its own left: one that a thread has launched is launched again by the main thread."""
+        if self._launcher:
+            self.stop("immediate")
+            self._launcher.shutdown()
+            self._launcher = None
+        self.start()
+
     def close(self) -> None:
         """Stop it by any means and remove its folder. May be called twice, and does nothing in a forked child."""
         if os.getpid() != self._made_by:
