@@ -33,7 +33,8 @@ def brief(session: Any, given: Any, ctx: Any) -> None:
 SHARE = {"item": 0.06, "chunk": 0.15, "batched": 0.15}
 """Of the transactions, at each place: so few that no item is likely to be hit ten times in a row, which fails it."""
 
-ENOUGH = 3000
+ENOUGH = 20_000
+"""Far more than are taken: the source ends with the last cut. A quick machine makes longer chunks, and so fewer COMMITs."""
 
 
 @scenario(
