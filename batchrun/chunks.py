@@ -36,7 +36,10 @@ MAX_BYTES_WITHOUT_DATABASE = 1 << 18
 SMOOTHING = 0.3
 
 GROWTH = 1.2
-"""With a database, where a chunk is a row that is locked while its items run: one that is too long costs the most."""
+"""With a database, where a chunk is a row that is locked while its items run: one that is too long costs the most. Below
+SHORT of what a chunk should take, it doubles there too: twice of what is short is not long, and each chunk costs a commit."""
+
+SHORT = 0.25
 
 FAST_GROWTH = 2.0
 FASTEST_GROWTH = 8.0
@@ -106,7 +109,10 @@ class ChunkSizer:
 
     def _grown(self, busy_s: float) -> int:
         """The most that the next step up may be."""
-        growth = GROWTH if self._cautious else FASTEST_GROWTH if busy_s < TARGET_S / 20 else FAST_GROWTH
+        if self._cautious:
+            growth = FAST_GROWTH if busy_s < TARGET_S * SHORT else GROWTH
+        else:
+            growth = FASTEST_GROWTH if busy_s < TARGET_S / 20 else FAST_GROWTH
         return max(self._size + 1, int(self._size * growth))
 
     def weigh(self, items: int, size_bytes: int) -> None:

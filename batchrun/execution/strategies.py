@@ -38,6 +38,9 @@ from batchrun.ledger.marks import Spot
 FLUSH_S = 0.001
 """How long settled items may stay unreported: a worker's death then leaves the parent in doubt about that much work."""
 
+RECORDED_FLUSH_S = 0.02
+"""The same where the ledger can tell what was settled: a message for each item of a millisecond costs both sides 5 % of it."""
+
 BEGAN_S = 0.05
 
 
@@ -48,9 +51,9 @@ class Reporter:
     """
 
     def __init__(
-        self, order: int, send: Callable[[Message], None], wants_values: bool, *, eager: bool, wants_spans: bool = False
+        self, order: int, send: Callable[[Message], None], wants_values: bool, *, patience_s: float, wants_spans: bool = False
     ) -> None:
-        self._patience_s = 0.0 if eager else FLUSH_S  # where a death is to be billed, the parent must know who ran
+        self._patience_s = patience_s
         self._order = order
         self._send = send
         self.values: list[Any] | None = [] if wants_values else None
@@ -69,6 +72,7 @@ class Reporter:
             self.watch.note(now)
         if result.state != "done":
             self._troubles.append(Trouble(self.settled, result.state, result.error, result.after))
+            self.due = min(self.due, now + FLUSH_S)  # it may be one failure too many for the run
         if self.values is not None:
             self.values.append(result.value)
         self.settled += 1
@@ -105,6 +109,8 @@ class OrderRunner:
         self._batched = options.batched
         self._reading = options.read_only and runner.recorder is not None
         self._plain = runner.is_plain
+        is_urgent = runner.work.wants_values or options.timeout is not None  # somebody waits for it, or counts the time since
+        self._patience_s = RECORDED_FLUSH_S if runner.marks and runner.work.has_session and not is_urgent else FLUSH_S
         stay(runner)
 
     def run(self, sent: Sent) -> None:
@@ -117,7 +123,8 @@ class OrderRunner:
             self._send(Unreadable(sent.id))
             return
         work = self._runner.work
-        report = Reporter(sent.id, self._send, work.wants_values, eager=sent.alone, wants_spans=work.wants_spans)
+        patience_s = 0.0 if sent.alone else self._patience_s  # where a death is to be billed, the parent must know who ran
+        report = Reporter(sent.id, self._send, work.wants_values, patience_s=patience_s, wants_spans=work.wants_spans)
         try:
             self._choose(sent, items)(sent, items, report)
         finally:

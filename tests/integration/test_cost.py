@@ -139,6 +139,7 @@ def costs(request: pytest.FixtureRequest, clones: Clones) -> Iterator[Costs]:
     """Nothing here may depend on the time: no report is sent because some is over, and no garbage is collected."""
     with clones.clone() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(strategies, "FLUSH_S", float("inf"))
+        patch.setattr(strategies, "RECORDED_FLUSH_S", float("inf"))
         patch.setattr(strategies, "BEGAN_S", float("inf"))
         url = clones.server.url(name).replace("postgresql:", f"postgresql+{request.param}:", 1)
         worker_side.create(url, ITEMS)
@@ -197,6 +198,7 @@ def test_control_one_more_call_and_one_more_round_trip_are_noticed(clones: Clone
         gate.driver.send(gate.raw, ("SELECT 1",))
 
     monkeypatch.setattr(strategies, "FLUSH_S", float("inf"))
+    monkeypatch.setattr(strategies, "RECORDED_FLUSH_S", float("inf"))
     with clones.clone() as name:
         url = clones.server.url(name)
         worker_side.create(url, ITEMS)

@@ -48,6 +48,7 @@ class DiesAfterTroubles:
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers, which are forked, tell what they settled at the end of a chunk only."""
     monkeypatch.setattr(strategies, "FLUSH_S", 3600.0)
+    monkeypatch.setattr(strategies, "RECORDED_FLUSH_S", 3600.0)
 
 
 def run(task: Any, url: str, **options: Any) -> Report:

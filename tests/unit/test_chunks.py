@@ -15,6 +15,7 @@ from batchrun.chunks import (
     MAX_BYTES_WITHOUT_DATABASE,
     MAX_ITEMS,
     MAX_ITEMS_WITHOUT_DATABASE,
+    SHORT,
     TARGET_S,
     ChunkSizer,
 )
@@ -155,11 +156,18 @@ def test_where_items_cost_nothing_chunks_of_ten_thousand_come_at_once() -> None:
     assert sizes == [1, 8, 64, 512, 4096, MAX_ITEMS_WITHOUT_DATABASE, MAX_ITEMS_WITHOUT_DATABASE]
 
 
-def test_with_a_database_a_chunk_is_at_most_a_fifth_larger_than_the_one_before() -> None:
-    sizes = grown(ChunkSizer(2, has_database=True), 1e-6, 60)
-    assert sizes[0] == 1
-    assert sizes[-1] == MAX_ITEMS
-    assert all(after <= max(before + 1, int(before * 1.2)) for before, after in itertools.pairwise(sizes))
+def test_with_a_database_a_chunk_doubles_while_it_is_short_and_then_grows_by_a_fifth() -> None:
+    sizes = grown(ChunkSizer(2, has_database=True), 1e-3, 60)
+    short = [size for size in sizes if size * 1e-3 < TARGET_S * SHORT]
+    assert short == [1, 2, 4, 8, 16, 32]
+    long = sizes[len(short) :]
+    assert long[0] == 64
+    assert all(after <= int(before * 1.2) for before, after in itertools.pairwise(long))
+    assert long[-1] == 200
+
+
+def test_with_a_database_a_chunk_never_has_more_than_a_thousand_items() -> None:
+    assert max(grown(ChunkSizer(2, has_database=True), 1e-6, 60)) == MAX_ITEMS
 
 
 def test_a_slow_item_is_its_own_chunk() -> None:

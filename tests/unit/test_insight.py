@@ -110,7 +110,7 @@ def test_a_stopwatch_shares_what_belongs_to_several_items() -> None:
 def test_a_message_in_the_midst_of_a_list_times_no_item_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strategies, "FLUSH_S", 0.0)
     sent: list[object] = []
-    report = strategies.Reporter(1, sent.append, wants_values=False, eager=True)
+    report = strategies.Reporter(1, sent.append, wants_values=False, patience_s=0.0)
     report.watch.spread([0.5] * 10)
     for _ in range(10):
         report.add(Result("done"))
