@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
@@ -37,13 +38,14 @@ def test_cpu_time_of_grandchildren_that_outlive_their_parent_is_counted() -> Non
     assert json.loads(ran.stdout)["client_s"] >= 0.3
 
 
-def test_the_pool_program_computes_what_the_generator_did(tmp_path: Path, sqlite_url: str) -> None:
+@pytest.mark.parametrize("way", ["each", "lists"])
+def test_the_pool_program_computes_what_the_generator_did(tmp_path: Path, sqlite_url: str, way: str) -> None:
     tpch.load(sqlite_url, tpch.make(tmp_path, 0.001))
     engine = engine_for(sqlite_url)
     with Session(engine) as session:
         session.execute(delete(Order).where(Order.key > 800))  # a commit each: 200 are enough to be sure
         session.commit()
-        subprocess.run([sys.executable, "-m", "benchmarks.tpch.pool", sqlite_url, "1", "10"], cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "benchmarks.tpch.pool", sqlite_url, "1", "10", way], cwd=ROOT, check=True)
         totals = session.execute(select(Order.total_cents, Order.recomputed_cents)).all()
     engine.dispose()
     assert len(totals) == 200
