@@ -75,7 +75,8 @@ class Worker:
     """One worker process as the parent sees it.
 
     clocks: when each running order last showed progress; inf = it waits. life: what it has had so far. is_full: it gets
-    no further order, and leaves when it has ended those it has. hook, questions: how it is asked where an order is.
+    no further order, and leaves when it has ended those it has. leaving_since: since when it has had nothing left to do but
+    that. was_cut_short: it took too long and was killed. hook, questions: how it is asked where an order is.
     """
 
     number: int
@@ -92,6 +93,8 @@ class Worker:
     exclusive: bool = False
     cleans_up: bool = False
     is_full: bool = False
+    leaving_since: float | None = None
+    was_cut_short: bool = False
     is_initializing: bool = False
     hook: Hook | None = None
     questions: dict[int, Question] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class LocalPool:
         self._launcher = launcher
         self._wanted = self._active = workers
         self._threads = options.threads
+        self._grace_s = options.grace
         self._limits = Limits(options.max_items_per_worker, options.max_worker_growth)
         self._oom = OomWatch()
         self._slow_starts: set[Worker] = set()
@@ -207,7 +211,7 @@ class LocalPool:
 
     def _let_go_if_full(self, worker: Worker) -> None:
         if worker.is_full and not worker.orders and not worker.is_leaving:
-            worker.is_leaving = True
+            worker.is_leaving, worker.leaving_since = True, time.monotonic()
             self._send(worker, Stop())
 
     def _send_order(self, worker: Worker, order: Order) -> None:
@@ -313,6 +317,7 @@ class LocalPool:
                 else:
                     yield from self._messages(worker)
         self._look_at_starts()
+        self._look_at_leavers()
         notices, self._notices = self._notices, []
         yield from notices
 
@@ -323,6 +328,17 @@ class LocalPool:
             at = ": its initializer has not come to its end" if worker.is_initializing else ""
             said = f"Worker {worker.number} (pid {worker.process.pid}) has been starting for {SLOW_START_S:g} s{at}."
             self._notices.append(Heard(worker.number, Said("WARNING", said), None))
+
+    def _look_at_leavers(self) -> None:
+        """One that is to be replaced, and whose clean-up does not come to its end, would be missed for the rest of the run."""
+        late = time.monotonic() - self._grace_s
+        for worker in self._workers.values():
+            if worker.leaving_since is not None and worker.leaving_since < late and not worker.was_cut_short:
+                worker.was_cut_short = True
+                worker.process.kill()
+                who = f"Worker {worker.number} (pid {worker.process.pid})"
+                said = f"{who} was not through with its clean-up after {self._grace_s:g} s: it was killed, and is replaced."
+                self._notices.append(Heard(worker.number, Said("WARNING", said), None))
 
     def _messages(self, worker: Worker) -> Iterator[Heard]:
         while worker.channel.heard:  # one by one: what an interrupted caller does not come to is still there
@@ -378,7 +394,7 @@ class LocalPool:
         waiting = [order for order in begun if order not in running]
         queued = [order for order in orders if order not in begun]
         self._forget(worker)
-        was_asked = worker.is_leaving and exitcode == 0
+        was_asked = worker.is_leaving and (exitcode == 0 or worker.was_cut_short)
         if orders or not was_asked:
             yield self._died(worker, exitcode, running, queued, waiting)
 

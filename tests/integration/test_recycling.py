@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,22 @@ def test_one_item_for_each_worker(tmp_path: Path) -> None:
     found = pids(outcomes)
     assert set(found.values()) == {1}
     assert set(found) <= {int(line) for line in log.read_text().split()}
+
+
+def test_one_whose_clean_up_hangs_is_killed_and_replaced(notices: list[Notice]) -> None:
+    """It would be missed for the rest of the run; here it is the only one."""
+
+    def initializer() -> Any:
+        yield
+        threading.Event().wait()
+
+    report = run_parallel(
+        lambda item: None, range(3), workers=1, max_items_per_worker=1, grace=0.2, initializer=initializer, start_method="fork"
+    )  # fmt: skip
+    assert (report.done, report.failed) == (3, 0)
+    assert len(notices) >= 2
+    said = "was not through with its clean-up after 0.2 s: it was killed, and is replaced."
+    assert all(notice.text.endswith(said) for notice in notices)
 
 
 def test_a_death_among_short_lives_is_billed_to_its_item_alone(sqlite_url: str) -> None:
