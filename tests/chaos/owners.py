@@ -136,10 +136,12 @@ GRACE_S = 1.0
 def signals(world: World) -> None:
     """A run that is interrupted again and again, and resumed each time, until nothing is left."""
     items = world.accounts(world.strikes * 12 + 40)
+    is_open = False
     with Project(world, grace=GRACE_S) as project:
         for number in range(world.strikes):
             given = SIGNALS[number % len(SIGNALS)]
-            command = ("resume", "last") if number else ("run", JOB)
+            is_open = is_open or (number > 0 and project.has_run())  # the first may come before that
+            command = ("resume", "last") if is_open else ("run", JOB)
             program = project.start(*command, "-j", "2")
             where = world.chance.choice(["start", "feed", "commit"]) if number + 1 < world.strikes else "end"
             code = interrupt(world, project, program, given, where, len(items))

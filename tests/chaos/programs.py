@@ -78,15 +78,18 @@ class Project:
     world: World
     grace: float = 10.0
     started: list[Program] = field(default_factory=list)
+    _former: Any = signal.SIG_DFL
 
     def __enter__(self) -> Project:
         jobs = self.world.folder / "project" / "jobs"
         jobs.mkdir(parents=True)
         (jobs / "chaos.py").write_text(JOBS)
         (jobs.parent / "config.toml").write_text(f"[database]\nurl = '${{CHAOS_URL}}'\n[run]\ngrace = {self.grace}\n")
+        self._former = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and a run leaves it so
         return self
 
     def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGHUP, self._former)
         for program in self.started:
             program.kill()
             program.end()
@@ -99,6 +102,10 @@ class Project:
         """Items no longer hang."""
         for path in [self.hold, *self.hold.parent.glob("held-*")]:
             path.unlink(missing_ok=True)
+
+    def has_run(self) -> bool:
+        """Was one opened yet?"""
+        return bool(self.call("runs", code=None).report.get("runs"))
 
     def newest_run(self) -> str:
         """The id of the newest run in the ledger."""
