@@ -1,6 +1,6 @@
 """Signals while a run is carried out: the first asks it to end, the second ends it at once, the third leaves at once.
 
-before the run is open   the first leaves by Interrupted; what there is of the run can be resumed
+before the run is open   the first leaves by Interrupted; what there is of the run can be resumed; the third leaves at once
 then                     stop.request(): running items may finish; again: they are cut off; again: os._exit
 after it                 nothing more happens: the run is recorded, only its report is still printed
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
@@ -48,7 +49,7 @@ class SignalWatch:
         self._advice = advice
         self._keeps = keeps
         self._former: dict[int, Any] = {}
-        self._is_open = self._is_over = False
+        self._is_open = self._is_over = self._was_swallowed = False
         self.first: str | None = None
         self.came_late = False
         """A signal came when the run was over: what is still going on may be left off."""
@@ -67,6 +68,7 @@ class SignalWatch:
         self._is_over = True
 
     def __enter__(self) -> SignalWatch:
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._note_swallowed
         if threading.current_thread() is threading.main_thread():
             for name in EXIT_CODES:
                 number = getattr(signal, name, None)
@@ -76,6 +78,7 @@ class SignalWatch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._is_over = True
+        sys.unraisablehook = self._unraisable
         for number, former in self._former.items():
             signal.signal(number, signal.SIG_IGN if self._keeps else former or signal.SIG_DFL)
 
@@ -85,14 +88,24 @@ class SignalWatch:
         if self._is_over:
             self.came_late = True
             return
-        if not self._is_open:
-            self._is_over = True  # a second one must not interrupt the way out
-            raise Interrupted(name)
-        self._stop.request(name)
-        if self._stop.level == 1:
-            _tell(self._line(f"{name}: finishing what is running; {self._advice()}"))
-        elif self._stop.level > 2:
+        self._stop.request(name)  # also here: where the exception is swallowed, the run ends as soon as it is open
+        if self._stop.level > 2:
             os._exit(EXIT_CODES[self.first])
+        if self._is_open:
+            if self._stop.level == 1:
+                _tell(self._line(f"{name}: finishing what is running; {self._advice()}"))
+        elif self._stop.level == 1 or self._was_swallowed:
+            self._was_swallowed = False
+            raise Interrupted(name)
+        else:
+            self.came_late = True  # it must not interrupt the way out
+
+    def _note_swallowed(self, unraisable: Any) -> None:
+        """A handler may run in a weak reference's callback or in ``__del__``, out of which nothing can be raised."""
+        if isinstance(unraisable.exc_value, Interrupted):
+            self._was_swallowed = True
+        else:
+            self._unraisable(unraisable)
 
 
 def above_a_bar(text: str) -> str:
