@@ -1,6 +1,6 @@
 """Recompute the total of each order of TPC-H from its lines. Run load_orders and load_line_items first.
 
-batchrun run recompute_order_totals -j 4                     a list of orders a call: three statements for up to a thousand
+batchrun run recompute_order_totals -j 4                     a list of orders a call: one SELECT for up to a thousand
 batchrun run recompute_order_totals since=1997-01-01
 batchrun run recompute_each_order_total                      an order a call, as objects; some eight times as slow
 """

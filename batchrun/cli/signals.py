@@ -52,7 +52,7 @@ class SignalWatch:
         self._is_open = self._is_over = self._was_swallowed = False
         self.first: str | None = None
         self.came_late = False
-        """A signal came when the run was over: what is still going on may be left off."""
+        """A signal came when the run was over, or on the way out: what is still going on may be left off."""
 
     @property
     def exit_code(self) -> int | None:

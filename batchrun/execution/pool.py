@@ -330,14 +330,14 @@ class LocalPool:
             self._notices.append(Heard(worker.number, Said("WARNING", said), None))
 
     def _look_at_leavers(self) -> None:
-        """One that is to be replaced, and whose clean-up does not come to its end, would be missed for the rest of the run."""
+        """One that had its last order, and whose clean-up does not come to its end, would be missed for the rest of the run."""
         late = time.monotonic() - self._grace_s
         for worker in self._workers.values():
             if worker.leaving_since is not None and worker.leaving_since < late and not worker.was_cut_short:
                 worker.was_cut_short = True
                 worker.process.kill()
                 who = f"Worker {worker.number} (pid {worker.process.pid})"
-                said = f"{who} was not through with its clean-up after {self._grace_s:g} s: it was killed, and is replaced."
+                said = f"{who} was not through with its clean-up after {self._grace_s:g} s: it was killed."
                 self._notices.append(Heard(worker.number, Said("WARNING", said), None))
 
     def _messages(self, worker: Worker) -> Iterator[Heard]:
@@ -396,12 +396,12 @@ class LocalPool:
         self._forget(worker)
         was_asked = worker.is_leaving and (exitcode == 0 or worker.was_cut_short)
         if orders or not was_asked:
-            yield self._died(worker, exitcode, running, queued, waiting)
+            yield self._died(worker, exitcode, running, queued, waiting, was_asked=was_asked)
 
     def _died(
-        self, worker: Worker, exitcode: int | None, running: list[Order], queued: list[Order], waiting: list[Order]
-    ) -> Died:
-        was_asked = worker.is_leaving and exitcode == 0
+        self, worker: Worker, exitcode: int | None, running: list[Order], queued: list[Order], waiting: list[Order],
+        *, was_asked: bool,
+    ) -> Died:  # fmt: skip
         ours = any(order.late_at is not None for order in running)
         out_of_memory = exitcode == -signal.SIGKILL and not ours and self._oom.took_one()
         if exitcode is not None and not worker.is_ready:

@@ -40,7 +40,7 @@ FLUSH_S = 0.001
 """How long settled items may stay unreported: a worker's death then leaves the parent in doubt about that much work."""
 
 RECORDED_FLUSH_S = 0.02
-"""The same where the ledger can tell what was settled: a message for each item of a millisecond costs both sides 5 % of it."""
+"""The same where the ledger can tell what was settled: a message for each item would cost both sides, for nothing."""
 
 BEGAN_S = 0.05
 

@@ -101,7 +101,7 @@ def test_one_whose_clean_up_hangs_is_killed_and_replaced(notices: list[Notice]) 
     )  # fmt: skip
     assert (report.done, report.failed) == (3, 0)
     assert len(notices) >= 2
-    said = "was not through with its clean-up after 0.2 s: it was killed, and is replaced."
+    said = "was not through with its clean-up after 0.2 s: it was killed."
     assert all(notice.text.endswith(said) for notice in notices)
 
 
