@@ -42,8 +42,13 @@ SHORT of what a chunk should take, it doubles there too: twice of what is short 
 SHORT = 0.25
 
 FAST_GROWTH = 2.0
-FASTEST_GROWTH = 8.0
-"""For a chunk that took a twentieth of what it should: where items cost a microsecond, doubling takes as long as the run."""
+GROWTH_BELOW = ((TARGET_S / 400, 64.0), (TARGET_S / 20, 8.0))
+"""What a chunk of a run without a database may grow by when it took less: where items cost a microsecond, doubling takes as
+long as the run. Each step is still far below what a chunk should take."""
+
+SHORT_QUEUE_S = 0.004
+MOST_QUEUED = 4
+"""Chunks that wait at a worker where they are so short that it would have gone through one before the parent gets to run."""
 
 
 class ChunkSizer:
@@ -54,7 +59,9 @@ class ChunkSizer:
         usual = MAX_ITEMS if has_database else MAX_ITEMS_WITHOUT_DATABASE
         self._most = usual if most is None else min(usual, most)
         self._most_bytes = MAX_BYTES if has_database else MAX_BYTES_WITHOUT_DATABASE
+        self._queues_one = has_database or most is not None
         self._cautious = has_database and not batched
+        self._largest = 0
         self._lanes = max(1, workers) * 2
         self._per_item_s: float | None = None
         self._surprise_s = 0.0
@@ -80,6 +87,15 @@ class ChunkSizer:
         """What a chunk takes just now, in seconds; 0 where nobody knows."""
         return self._size * (self._per_item_s or 0.0)
 
+    @property
+    def queued(self) -> int:
+        """How many chunks should wait at a worker, so that it never idles. One where each is a row of the ledger, or
+        where so many items may be on their way and no more.
+        """
+        if self._queues_one or not self.chunk_s:
+            return 1
+        return max(1, min(MOST_QUEUED, int(SHORT_QUEUE_S / self.chunk_s)))
+
     def _near_the_end(self, remaining: int) -> int:
         """So small that all workers end together; one by one where a slow item among quick ones would keep a whole chunk."""
         left_s = remaining * (self._per_item_s or 0.0) * 2 / self._lanes
@@ -102,7 +118,9 @@ class ChunkSizer:
         faded = self._surprise_s * SMOOTHING ** (busy_s / FORGOTTEN_S)
         surprise_s = busy_s - items * (per_item if known is None else known)
         self._surprise_s = max(faded, min(surprise_s, MOST_SURPRISED_S))
-        self._per_item_s = per_item if known is None else known + SMOOTHING * (per_item - known)
+        weight = max(SMOOTHING, 1 - self._largest / items)  # one that is larger than all before it says more than they do
+        self._largest = max(self._largest, items)
+        self._per_item_s = per_item if known is None else known + weight * (per_item - known)
         fits = self._fitting(TARGET_S)
         if items >= self._size or fits < self._size:
             self._size = max(1, min(fits, self._grown(busy_s), self._most))
@@ -112,7 +130,7 @@ class ChunkSizer:
         if self._cautious:
             growth = FAST_GROWTH if busy_s < TARGET_S * SHORT else GROWTH
         else:
-            growth = FASTEST_GROWTH if busy_s < TARGET_S / 20 else FAST_GROWTH
+            growth = next((growth for below, growth in GROWTH_BELOW if busy_s < below), FAST_GROWTH)
         return max(self._size + 1, int(self._size * growth))
 
     def weigh(self, items: int, size_bytes: int) -> None:

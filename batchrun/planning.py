@@ -45,7 +45,7 @@ def put_together(
             call.options.start_method, call.job.folder, pack_work(work), captures_output=call.captures_output,
             may_use_sqlite=work.may_use_sqlite, preload=work.drivers,
         )  # fmt: skip
-        executor = LocalPool(launcher, workers, call.options)
+        executor = LocalPool(launcher, workers, call.options, keeps_tally=work.keeps_tally)
     return RunPlan(
         job=call.job.name, name=call.name, options=call.options, workers=workers, guarantee=call.guarantee, book=book,
         feed=feed,

@@ -23,7 +23,9 @@ from batchrun.throttling import Throttle
 
 
 class Executor(Protocol):
-    """Where orders run: inline, or in processes of this machine."""
+    """Where orders run: inline, or in processes of this machine. queued: orders that may wait at a worker."""
+
+    queued: int
 
     @property
     def alive(self) -> int: ...

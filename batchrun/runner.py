@@ -153,6 +153,7 @@ class Runner:
         now = time.monotonic()
         while self._waiting and self._waiting[0][0] <= now:
             self._ready.append(heapq.heappop(self._waiting)[2])
+        self._executor.queued = self._sizer.queued
         room = self._executor.room()
         wanted = room - len(self._ready)
         if wanted > 0 and len(self._waiting) < MOST_WAITING and self._settling.has_room:

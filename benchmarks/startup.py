@@ -160,7 +160,7 @@ def one_start(launcher: object, number: int) -> float:
     ours, theirs = worker_pipe()
     offers, claims = claims_pipe()
     began = time.perf_counter()
-    process = launcher.launch(theirs, claims, number)
+    process = launcher.launch(theirs, claims, None, number)
     theirs.close()
     claims.close()
     while not isinstance(pickle.loads(ours.recv_bytes()), Ready):  # noqa: S301 - of a worker of ours

@@ -31,6 +31,7 @@ class InlineExecutor:
         """Called at once when the database is waited for: other messages are heard only at an order's end."""
 
     alive = 1
+    queued = 1
 
     def age_s(self, worker: int) -> float:
         """Nothing had to be started."""

@@ -235,6 +235,14 @@ def pack(value: Any) -> Any:
     return Packed(data)
 
 
+def are_plain(values: list[Any]) -> bool:
+    """Need none of them be packed?"""
+    kinds = set(map(type, values))
+    if kinds <= PLAIN:
+        return True
+    return kinds <= {bytes, str} and max(map(len, values)) <= MAX_VALUE_BYTES
+
+
 def _check_size(size: int) -> None:
     if size > MAX_VALUE_BYTES:
         raise ValueError(

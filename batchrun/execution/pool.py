@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 from batchrun.errors import BatchrunError
@@ -24,16 +25,17 @@ from batchrun.execution.claims import Offers
 from batchrun.execution.deaths import OomWatch, likely_cause
 from batchrun.execution.orders import Ended, Initializing, Message, Order, Ready, Said, Settled, Stop, Waiting, sent
 from batchrun.execution.pipes import Channel
-from batchrun.execution.processes import Launcher, Process, claims_pipe, worker_pipe
+from batchrun.execution.processes import Launcher, Process, claims_pipe, tally_file, worker_pipe
 from batchrun.execution.recycling import Life, Limits
 from batchrun.execution.stacks import Hook, Question
+from batchrun.execution.tally import Tallies
 from batchrun.options import RunOptions
 
 START_PATIENCE_S = 10.0
 SLOW_START_S = 10.0
 """A worker that is not ready by then is told about: what hangs there is not ours, and nothing else would show it."""
 QUEUED = 1
-"""Orders that wait at a worker beyond those it is running, so that it never idles."""
+"""Orders that wait at a worker beyond those it is running, so that it never idles; at first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,8 @@ class Worker:
 
     clocks: when each running order last showed progress; inf = it waits. life: what it has had so far. is_full: it gets
     no further order, and leaves when it has ended those it has. leaving_since: since when it has had nothing left to do but
-    that. was_cut_short: it took too long and was killed. hook, questions: how it is asked where an order is.
+    that. was_cut_short: it took too long and was killed. hook, questions: how it is asked where an order is. tallies: where it
+    notes how far it is; None where messages or the ledger tell that.
     """
 
     number: int
@@ -98,13 +101,17 @@ class Worker:
     is_initializing: bool = False
     hook: Hook | None = None
     questions: dict[int, Question] = field(default_factory=dict)
+    tallies: Tallies | None = None
 
 
 class LocalPool:
     """Runs orders in processes of this machine."""
 
-    def __init__(self, launcher: Launcher, workers: int, options: RunOptions) -> None:
+    def __init__(self, launcher: Launcher, workers: int, options: RunOptions, *, keeps_tally: bool = False) -> None:
+        """keeps_tally: how far a worker is stands in its Tally and not only in its messages."""
         self._launcher = launcher
+        self._keeps_tally = keeps_tally
+        self.queued = QUEUED
         self._wanted = self._active = workers
         self._threads = options.threads
         self._grace_s = options.grace
@@ -181,7 +188,7 @@ class LocalPool:
     def _room_of(self, worker: Worker) -> int:
         if not worker.is_ready or worker.is_leaving or worker.is_full or worker.exclusive:
             return 0
-        return max(0, self._threads + QUEUED - len(worker.orders))
+        return max(0, self._threads + self.queued - len(worker.orders))
 
     def submit(self, order: Order) -> bool:
         """Hand an order to the worker with the least to do. False when it must wait: an exclusive one for an idle worker."""
@@ -393,10 +400,19 @@ class LocalPool:
         running = [order for order in begun if worker.clocks[order.id] < math.inf]
         waiting = [order for order in begun if order not in running]
         queued = [order for order in orders if order not in begun]
+        yield from self._untold(worker, begun)
         self._forget(worker)
         was_asked = worker.is_leaving and (exitcode == 0 or worker.was_cut_short)
         if orders or not was_asked:
             yield self._died(worker, exitcode, running, queued, waiting, was_asked=was_asked)
+
+    def _untold(self, worker: Worker, begun: list[Order]) -> Iterator[Heard]:
+        """What a dead worker had done and had not told yet."""
+        noted = worker.tallies.read() if worker.tallies else {}
+        for order in begun:
+            if (amount := noted.get(order.id, 0) - order.reached) > 0:
+                order.reached += amount
+                yield Heard(worker.number, Settled(order.id, amount, [], None), order)
 
     def _died(
         self, worker: Worker, exitcode: int | None, running: list[Order], queued: list[Order], waiting: list[Order],
@@ -416,16 +432,19 @@ class LocalPool:
     def _start_one(self) -> None:
         ours, theirs = worker_pipe()
         offers, claims = claims_pipe()
+        tallies, tally = tally_file() if self._keeps_tally else (None, None)
         try:
-            process = self._launcher.launch(theirs, claims, self._next_number)
+            process = self._launcher.launch(theirs, claims, tally, self._next_number)
         except BaseException:
-            ours.close()
-            offers.close()
+            for end in (ours, offers, tallies):
+                _close(end)
             raise
         finally:
-            theirs.close()
-            claims.close()
-        worker = Worker(self._next_number, process, Channel(ours), offers, Life(self._limits), time.monotonic())
+            for end in (theirs, claims, tally):
+                _close(end)
+        worker = Worker(
+            self._next_number, process, Channel(ours), offers, Life(self._limits), time.monotonic(), tallies=tallies
+        )  # fmt: skip
         self._slow_starts.add(worker)
         self._next_number += 1
         self._workers[worker.number] = worker
@@ -439,6 +458,7 @@ class LocalPool:
             self._selector.unregister(descriptor)
         worker.channel.close()
         worker.offers.close()
+        _close(worker.tallies)
         worker.process.close()
 
     def _send(self, worker: Worker, message: Any) -> None:
@@ -451,3 +471,8 @@ class LocalPool:
         if worker.watched != events:
             worker.watched = events
             self._selector.modify(worker.channel.fileno(), events, (worker, False))
+
+
+def _close(end: Connection | Offers | Tallies | None) -> None:
+    if end is not None:
+        end.close()

@@ -22,6 +22,7 @@ from batchrun.errors import BatchrunError
 from batchrun.execution import preloading
 from batchrun.execution.claims import Offers
 from batchrun.execution.starter import STARTER_NAME, Starter
+from batchrun.execution.tally import Tallies, nameless_file
 from batchrun.execution.worker import worker_main
 
 _START_LOCK = threading.RLock()
@@ -94,16 +95,18 @@ class Launcher:
         self._captures_output = captures_output
         preloading.choose(preload)
 
-    def launch(self, theirs: Connection, claims: Connection, number: int) -> Process:
-        """Start worker ``number``. Raises EOFError or OSError when it cannot be started just now, as when the fork
-        server was killed: the next try starts a new one.
+    def launch(self, theirs: Connection, claims: Connection, tally: Connection | None, number: int) -> Process:
+        """Start worker ``number``. tally: where it notes how far it is; None = nowhere.
+
+        Raises EOFError or OSError when it cannot be started just now, as when the fork server was killed: the next try
+        starts a new one.
         """
         method = self._method_now()
         inherited = method == "fork"
         context: Any = multiprocessing.get_context(method)
         made = context.Process(
             target=_forked_worker if inherited else worker_main,
-            args=(theirs, claims, number, self._folder, self._blob, inherited, self._captures_output),
+            args=(theirs, claims, tally, number, self._folder, self._blob, inherited, self._captures_output),
             name=f"batchrun-{number}",
             daemon=False,
         )
@@ -169,6 +172,15 @@ def claims_pipe() -> tuple[Offers, Connection]:
         theirs = Connection(os.dup(reader.fileno()), writable=False)
         _OUR_ENDS.update((reader, writer))
     return Offers(writer, reader), theirs
+
+
+def tally_file() -> tuple[Tallies, Connection]:
+    """The parent's side of the file in which a worker notes how far it is, and the worker's side."""
+    with _START_LOCK:
+        ours = Connection(nameless_file())
+        theirs = Connection(os.dup(ours.fileno()))
+        _OUR_ENDS.add(ours)
+    return Tallies(ours), theirs
 
 
 def _forked_worker(*args: Any) -> None:

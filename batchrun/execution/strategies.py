@@ -19,7 +19,6 @@ from batchrun.database.failures import Meaning
 from batchrun.database.gate import MarkMissed
 from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.orders import (
-    PLAIN,
     Ended,
     Message,
     Packed,
@@ -27,10 +26,12 @@ from batchrun.execution.orders import (
     Settled,
     Trouble,
     Unreadable,
+    are_plain,
     decode_items,
     pack,
 )
 from batchrun.execution.recording import RUN_ENDING, Result, Row
+from batchrun.execution.tally import Tally
 from batchrun.execution.timing import Stopwatch
 from batchrun.execution.whereabouts import stay
 from batchrun.items import Item, OutcomeStatus
@@ -40,7 +41,7 @@ FLUSH_S = 0.001
 """How long settled items may stay unreported: a worker's death then leaves the parent in doubt about that much work."""
 
 RECORDED_FLUSH_S = 0.02
-"""The same where the ledger can tell what was settled: a message for each item would cost both sides, for nothing."""
+"""The same where the ledger or a Tally can tell what was settled: a message for each item would cost both sides, for nothing."""
 
 BEGAN_S = 0.05
 
@@ -53,12 +54,15 @@ a single item."""
 class Reporter:
     """Gathers what is settled and sends it, at once where items are slow, many in one message where they are not.
 
-    values: of the items not told yet; None where nobody wants them. settled: how many items of the order are.
+    values: of the items not told yet; None where nobody wants them. settled: how many items of the order are. tally: where
+    those that are done are noted at once.
     """
 
     def __init__(
-        self, order: int, send: Callable[[Message], None], wants_values: bool, *, patience_s: float, wants_spans: bool = False
-    ) -> None:
+        self, order: int, send: Callable[[Message], None], wants_values: bool, *, patience_s: float, wants_spans: bool = False,
+        tally: Tally | None = None,
+    ) -> None:  # fmt: skip
+        self._tally = tally
         self._patience_s = patience_s
         self._order = order
         self._send = send
@@ -84,6 +88,8 @@ class Reporter:
         self.settled += 1
         if now >= self.due:
             self.flush()
+        elif self._tally and not self._troubles:  # of a failure only a message can tell
+            self._tally.note(self._order, self.settled)
 
     def extend(self, values: Sequence[Any]) -> None:
         """So many more items are done, and came to these; nothing is sent."""
@@ -112,8 +118,12 @@ class _FallBack(Exception):
 class OrderRunner:
     """Runs orders in one thread and reports what becomes of their items."""
 
-    def __init__(self, runner: ItemRunner, send: Callable[[Message], None], memory: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, runner: ItemRunner, send: Callable[[Message], None], memory: Callable[[], int] = lambda: 0,
+        tally: Tally | None = None,
+    ) -> None:  # fmt: skip
         self._runner = runner
+        self._tally = tally
         self._memory = memory
         self._send = send
         options = runner.work.options
@@ -122,7 +132,8 @@ class OrderRunner:
         self._reading = options.read_only and runner.recorder is not None
         self._plain = runner.is_plain
         is_urgent = runner.work.wants_values or options.timeout is not None  # somebody waits for it, or counts the time since
-        self._patience_s = RECORDED_FLUSH_S if runner.marks and runner.work.has_session and not is_urgent else FLUSH_S
+        is_known = tally is not None or (runner.marks and runner.work.has_session)
+        self._patience_s = RECORDED_FLUSH_S if is_known and not is_urgent else FLUSH_S
         stay(runner)
 
     def run(self, sent: Sent) -> None:
@@ -136,7 +147,9 @@ class OrderRunner:
             return
         work = self._runner.work
         patience_s = 0.0 if sent.alone else self._patience_s  # where a death is to be billed, the parent must know who ran
-        report = Reporter(sent.id, self._send, work.wants_values, patience_s=patience_s, wants_spans=work.wants_spans)
+        report = Reporter(
+            sent.id, self._send, work.wants_values, patience_s=patience_s, wants_spans=work.wants_spans, tally=self._tally
+        )  # fmt: skip
         try:
             self._choose(sent, items)(sent, items, report)
         finally:
@@ -201,7 +214,7 @@ class OrderRunner:
 
     def _keep(self, sent: Sent, items: list[Item], report: Reporter, values: list[Any]) -> None:
         """These are the next items' values."""
-        if report.values is None or PLAIN.issuperset(map(type, values)):
+        if report.values is None or are_plain(values):
             report.extend(values)
             return
         for value in values:

@@ -56,6 +56,12 @@ class Work:
         return self.engine is not None and self.engine.rehearses
 
     @property
+    def keeps_tally(self) -> bool:
+        """Nobody waits for what an item came to, and nobody writes it down: how far a worker is must be known when it dies."""
+        is_urgent = self.wants_values or self.options.timeout is not None
+        return self.has_session and self.marks is None and not (is_urgent or self.rehearses)
+
+    @property
     def has_session(self) -> bool:
         return self.engine is not None and self.options.transaction != "none"
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import pickle
 import queue
@@ -41,6 +42,7 @@ from batchrun.execution.recycling import Limits, memory_reader
 from batchrun.execution.rehearsing import MeteredItems, MeteredOrders, TimedVoice, count_statements
 from batchrun.execution.stacks import Stacks
 from batchrun.execution.strategies import OrderRunner
+from batchrun.execution.tally import Tally
 from batchrun.execution.voice import Voice
 from batchrun.execution.work import Work
 from batchrun.ledger.marks import Corrupt, Fenced
@@ -52,6 +54,7 @@ POLL_S = 0.01
 def worker_main(
     connection: Connection,
     claims: Connection,
+    tally: Connection | None,
     number: int,
     folder: str | None,
     blob: bytes,
@@ -60,8 +63,9 @@ def worker_main(
 ) -> None:
     """Run a worker until it is told to stop.
 
-    claims: where it asks whether an order is still its own. inherited: started by fork, so the parent's engines are here
-    too. captures_output: also what the job's module prints when it is imported goes to the parent.
+    claims: where it asks whether an order is still its own. tally: where it notes how far it is; None = nowhere. inherited:
+    started by fork, so the parent's engines are here too. captures_output: also what the job's module prints when it is
+    imported goes to the parent.
     """
     guard_against_orphanhood(connection, inherited=inherited)
     ignore_signals()
@@ -75,7 +79,7 @@ def worker_main(
 
         capture(send)
     try:
-        work, runners, parts = _prepare(number, folder, blob, Inbox(connection, Claims(claims)), send)
+        work, runners, parts = _prepare(number, folder, blob, Inbox(connection, Claims(claims)), tally, send)
     except BaseException as error:
         _tell_failure(send, error)
         return
@@ -128,14 +132,14 @@ def _sender(connection: Connection) -> Callable[[Message], None]:
 
 
 def _prepare(
-    number: int, folder: str | None, blob: bytes, inbox: Inbox, send: Callable[[Message], None]
+    number: int, folder: str | None, blob: bytes, inbox: Inbox, tally: Connection | None, send: Callable[[Message], None]
 ) -> tuple[Work, Callable[[Work], None], Parts]:
     if folder is not None:
         from batchrun.loading import install_jobs_package
 
         install_jobs_package(Path(folder))
     work: Work = pickle.loads(blob)
-    parts = Parts(work, number)
+    parts = Parts(work, number, tally)
     if work.options.timeout is not None:
         parts.stacks = Stacks(work.options.threads)
     if work.initializer is not None:
@@ -157,8 +161,10 @@ class Parts:
     memory: tells how much it holds. stacks: how the parent may ask where it is; None = nothing here has a time limit.
     """
 
-    def __init__(self, work: Work, number: int) -> None:
+    def __init__(self, work: Work, number: int, tally: Connection | None = None) -> None:
         self.work = work
+        self._tally = tally
+        self._threads = itertools.count()
         self.memory = memory_reader(Limits(growth=work.options.max_worker_growth))
         self.stacks: Stacks | None = None
         self._name = work.application_name(number)
@@ -214,7 +220,8 @@ class Parts:
         """What runs orders by a thread's ItemRunner."""
         if isinstance(runner, MeteredItems):
             return MeteredOrders(runner, send, self.memory)
-        return OrderRunner(runner, send, self.memory)
+        tally = Tally(self._tally, next(self._threads)) if self._tally else None
+        return OrderRunner(runner, send, self.memory, tally)
 
     def order_runner(self, state: Any, pause: Callable[[float], bool], send: Callable[[Message], None]) -> OrderRunner:
         """What runs the orders of the thread that calls this."""

@@ -1,6 +1,6 @@
 """The peers on processes of this machine, each in its shortest correct form, and batchrun.
 
-Each function carries out one trial and takes the second reading when the caller has everything: for a peer's pool
+Each function carries out one trial and takes the second reading when the caller holds every result: for a peer's pool
 before it is closed, for batchrun when its call returns, with its workers ended.
 """
 
@@ -14,7 +14,6 @@ from importlib import import_module
 
 from benchmarks.speed import bare, streams, work
 from benchmarks.speed.queues import run
-from benchmarks.speed.streams import drain
 from benchmarks.speed.trial import Measured, Trial, stop_clock
 
 QUEUES = "benchmarks-queues"
@@ -43,7 +42,7 @@ def pool(trial: Trial) -> Measured:
     context = multiprocessing.get_context(trial.options.get("start"))
     with context.Pool(trial.workers, work.initializer(trial)) as workers:
         if trial.options.get("lazy"):
-            drain(workers.imap_unordered(work.performed(trial), items, chunk))
+            list(workers.imap_unordered(work.performed(trial), items, chunk))
         else:
             workers.map(work.performed(trial), items, chunk)
         return stop_clock(trial)
@@ -52,7 +51,7 @@ def pool(trial: Trial) -> Measured:
 def process_pool_executor(trial: Trial) -> Measured:
     items = work.items_of(trial)
     with standard.ProcessPoolExecutor(trial.workers, initializer=work.initializer(trial)) as workers:
-        drain(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]))
+        list(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]))
         return stop_clock(trial)
 
 
@@ -60,7 +59,7 @@ def loky(trial: Trial) -> Measured:
     loky = import_module("loky")
     items = work.items_of(trial)
     with loky.ProcessPoolExecutor(trial.workers, initializer=work.initializer(trial)) as workers:
-        drain(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]))
+        list(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]))
         return stop_clock(trial)
 
 
@@ -88,7 +87,7 @@ def pebble(trial: Trial) -> Measured:
     ProcessPool = import_module("pebble").ProcessPool
     items = work.items_of(trial)
     with ProcessPool(trial.workers, initializer=work.initializer(trial)) as workers:
-        drain(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]).result())
+        list(workers.map(work.performed(trial), items, chunksize=trial.options["chunk"]).result())
         return stop_clock(trial)
 
 

@@ -91,8 +91,9 @@ class Shell:
         stop = options.pop("stop", None)
         given = with_options(RunOptions(), {"workers": 0, **options})
         job = Job("controlled", task, items=lambda: range(items))
-        quietly = {"observers": (self,), "captures_output": False}
-        return resume_job(job, self.run, given, self.place, accept_changes=True, stop=stop, **quietly)
+        return resume_job(
+            job, self.run, given, self.place, accept_changes=True, observers=(self,), captures_output=False, stop=stop
+        )
 
     @contextmanager
     def second(self, speak: Callable[[], Any]) -> Iterator[list[Any]]:

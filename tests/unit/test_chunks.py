@@ -7,6 +7,7 @@ import itertools
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -153,7 +154,7 @@ def grown(sizer: ChunkSizer, per_item_s: float, steps: int) -> list[int]:
 
 def test_where_items_cost_nothing_chunks_of_ten_thousand_come_at_once() -> None:
     sizes = grown(ChunkSizer(2, has_database=False), 0.2e-6, 7)
-    assert sizes == [1, 8, 64, 512, 4096, MAX_ITEMS_WITHOUT_DATABASE, MAX_ITEMS_WITHOUT_DATABASE]
+    assert sizes == [1, 64, 4096, *[MAX_ITEMS_WITHOUT_DATABASE] * 4]
 
 
 def test_with_a_database_a_chunk_doubles_while_it_is_short_and_then_grows_by_a_fifth() -> None:
@@ -201,3 +202,29 @@ def test_quick_items_get_no_tiny_chunks_at_the_end() -> None:
     simulated = Simulated([0.2e-6] * 200_000, 2)
     simulated.run(has_database=False)
     assert len(simulated.sizes) < 60
+
+
+def test_a_first_item_that_imports_something_does_not_hold_up_the_growth() -> None:
+    sizer = ChunkSizer(2, has_database=False)
+    sizer.learn(1, 0.003)
+    sizer.learn(8, 70e-6)
+    assert sizer.size(None) == 8 * 64
+    sizer.learn(8 * 64, 200e-6)
+    assert sizer.size(None) == MAX_ITEMS_WITHOUT_DATABASE
+
+
+def test_several_short_chunks_wait_at_a_worker_and_one_long_one() -> None:
+    sizer = ChunkSizer(2, has_database=False)
+    assert sizer.queued == 1  # nobody knows yet
+    grown(sizer, 0.08e-6, 8)
+    assert sizer.queued == 4
+    sizer.learn(10_000, 1.0)
+    sizer.learn(10_000, 1.0)
+    assert sizer.queued == 1
+
+
+@pytest.mark.parametrize("given", [{"has_database": True}, {"has_database": False, "most": 500}])
+def test_one_waits_where_each_is_a_row_or_counted(given: dict[str, Any]) -> None:
+    sizer = ChunkSizer(2, **given)
+    grown(sizer, 0.08e-6, 12)
+    assert sizer.queued == 1
