@@ -76,7 +76,7 @@ class Order:
 class Sent(NamedTuple):
     """An order as the worker gets it. start: its first item in the whole run.
 
-    items: one pickle of all, or a list of pickles where ``singly``.
+    items: one pickle of all, or a list of pickles where ``singly``; in a frame the length of a pickle that stands at its end.
     """
 
     id: int
@@ -87,7 +87,7 @@ class Sent(NamedTuple):
     retry: bool
     alone: bool
     start: int
-    items: bytes | list[bytes]
+    items: bytes | memoryview | list[bytes] | int
 
 
 Span = tuple[float, int]
@@ -262,6 +262,18 @@ def sent(order: Order) -> Sent:
     return Sent(order.id, order.no, order.pos, order.attempt, order.base, order.retry, order.alone, order.index, items)
 
 
+def in_frame(message: Sent) -> tuple[Sent, bytes]:
+    """An order's message and what goes behind it: a pickle of much data is neither pickled again nor copied."""
+    items = message.items
+    return (message._replace(items=len(items)), items) if isinstance(items, bytes) else (message, b"")
+
+
+def out_of_frame(message: Sent, frame: bytes) -> Sent:
+    """In the worker: the order's message with its items."""
+    items = message.items
+    return message._replace(items=memoryview(frame)[-items:]) if isinstance(items, int) else message
+
+
 def encode_items(order: Order) -> bytes | list[bytes]:
     """Pickle an order's items: together where that works, else each by itself with the bad ones replaced."""
     items = order.items if order.most is None else order.items[: order.most]
@@ -282,10 +294,11 @@ def _encode_one(item: Item) -> bytes:
         return pickle.dumps(Unstorable(kind.__qualname__, said))
 
 
-def decode_items(sent: bytes | list[bytes]) -> list[Item]:
+def decode_items(sent: bytes | memoryview | list[bytes] | int) -> list[Item]:
     """In the worker. Raises when items that were pickled together cannot be read."""
-    if isinstance(sent, bytes):
+    if isinstance(sent, bytes | memoryview):
         return list(pickle.loads(sent))
+    assert isinstance(sent, list)
     return [_decode_one(data) for data in sent]
 
 

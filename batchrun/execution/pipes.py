@@ -11,6 +11,7 @@ import pickle
 import struct
 import time
 from collections import deque
+from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,6 +20,7 @@ from batchrun.execution.orders import Message
 _HEADER = struct.Struct("!i")
 _LONG_HEADER = struct.Struct("!Q")
 _READ_SIZE = 1 << 18
+_MOST_PIECES = 16
 LAST_WORDS_S = 1.0
 
 
@@ -44,12 +46,15 @@ class Channel:
         """Is there something that the pipe did not take yet?"""
         return bool(self._outbox)
 
-    def send(self, message: Any) -> None:
-        """Send a message, now or when the pipe takes it. To one that is dead it goes nowhere; its sentinel tells."""
+    def send(self, message: Any, tail: bytes = b"") -> None:
+        """Send a message, now or when the pipe takes it. To one that is dead it goes nowhere; its sentinel tells.
+
+        tail: bytes behind the pickle, in the same frame, which need not be copied into it.
+        """
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        size = len(data)
+        size = len(data) + len(tail)
         header = _HEADER.pack(size) if size <= 0x7FFFFFFF else _HEADER.pack(-1) + _LONG_HEADER.pack(size)
-        self._outbox += (memoryview(header), memoryview(data))
+        self._outbox += (memoryview(header), memoryview(data), *([memoryview(tail)] if tail else ()))
         self.write()
 
     def write(self) -> None:
@@ -57,7 +62,7 @@ class Channel:
         outbox = self._outbox
         try:
             while outbox:
-                written = os.writev(self._descriptor, (outbox[0], outbox[1]) if len(outbox) > 1 else (outbox[0],))
+                written = os.writev(self._descriptor, tuple(islice(outbox, _MOST_PIECES)))
                 while outbox and written >= len(outbox[0]):
                     written -= len(outbox.popleft())
                 if written:

@@ -23,7 +23,7 @@ from typing import Any
 from batchrun.errors import BatchrunError
 from batchrun.execution.claims import Offers
 from batchrun.execution.deaths import OomWatch, likely_cause
-from batchrun.execution.orders import Ended, Initializing, Message, Order, Ready, Said, Settled, Stop, Waiting, sent
+from batchrun.execution.orders import Ended, Initializing, Message, Order, Ready, Said, Settled, Stop, Waiting, in_frame, sent
 from batchrun.execution.pipes import Channel
 from batchrun.execution.processes import Launcher, Process, claims_pipe, tally_file, worker_pipe
 from batchrun.execution.recycling import Life, Limits
@@ -223,7 +223,8 @@ class LocalPool:
 
     def _send_order(self, worker: Worker, order: Order) -> None:
         worker.offers.add(order.id)
-        self._send(worker, sent(order))
+        worker.channel.send(*in_frame(sent(order)))
+        self._watch(worker)
 
     def recall(self) -> Order | None:
         """Take back an order that waits behind others, where some worker has a thread with nothing to do; None = no such order.

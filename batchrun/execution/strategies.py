@@ -159,7 +159,7 @@ class OrderRunner:
         self._send(Ended(sent.id, monotonic() - began, self._memory(), timing))
 
     def _choose(self, sent: Sent, items: list[Item]) -> Callable[[Sent, list[Item], Reporter], object]:
-        if self._plain and type(sent.items) is bytes:  # a list of pickles may hold items that cannot be read
+        if self._plain and not isinstance(sent.items, list):  # a list of pickles may hold items that cannot be read
             return self._calling
         if sent.alone or len(items) == 1:
             return self._one_by_one

@@ -36,7 +36,7 @@ from batchrun.errors import BatchrunError
 from batchrun.execution.attempt import ItemRunner
 from batchrun.execution.claims import Claims
 from batchrun.execution.link import Refused, Stopping
-from batchrun.execution.orders import Failed, Initializing, Message, Ready, Sent, Stop
+from batchrun.execution.orders import Failed, Initializing, Message, Ready, Sent, Stop, out_of_frame
 from batchrun.execution.orphans import guard_against_orphanhood
 from batchrun.execution.recycling import Limits, memory_reader
 from batchrun.execution.rehearsing import MeteredItems, MeteredOrders, TimedVoice, count_statements
@@ -265,7 +265,10 @@ class Inbox:
         return self.stopping
 
     def _read(self) -> None:
-        message = pickle.loads(self._connection.recv_bytes())
+        frame = self._connection.recv_bytes()
+        message = pickle.loads(frame)
+        if isinstance(message, Sent):
+            message = out_of_frame(message, frame)
         self.stopping = self.stopping or isinstance(message, Stop)
         self._waiting.append(message)
 
