@@ -170,6 +170,13 @@ def test_unknown_missing_and_mistyped_are_told_together_with_the_parameters() ->
     )
 
 
+def test_a_parameter_of_the_task_that_goes_by_position_is_said_to_be_none_of_the_jobs() -> None:
+    def pay(session: Any, key: int, pause: float = 0.0) -> None: ...
+
+    with pytest.raises(ConfigError, match=r"^pause: the task takes 'pause' by position; a parameter of pay is keyword-only"):
+        parse_params(Job("pay", pay), {"pause": "1"})
+
+
 def test_a_value_of_config_toml_is_refused_with_its_place() -> None:
     message = refusal(lambda: parse_params(only(int), {"p": "x"}, places={"p": "config.toml:3:1: jobs.send.p"}))
     assert message.startswith("config.toml:3:1: jobs.send.p: 'x' is no int: ")
