@@ -320,14 +320,17 @@ def is_helper(pid: int, kind: str) -> bool:
 
 
 def worker_pids(parent: int) -> list[int]:
-    """The workers of a run's parent: under its fork server, or its own children by fork and spawn."""
+    """The workers of a run's parent: under its fork server, or its own children by fork and spawn.
+
+    What has no command line any more is dying, such as a resource tracker that was killed just now.
+    """
     below = children()
     found = []
     for pid in below.get(parent, []):
         command = command_of(pid)
         if is_helper(pid, "forkserver"):
             found += below.get(pid, [])
-        elif not any(other in command for other in ("resource_tracker", "postgres", "pgbouncer")):
+        elif command and not any(other in command for other in ("resource_tracker", "postgres", "pgbouncer")):
             found.append(pid)
     return found
 
