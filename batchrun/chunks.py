@@ -86,8 +86,8 @@ class ChunkSizer:
 
     @property
     def chunk_s(self) -> float:
-        """What a chunk takes just now, in seconds; 0 where nobody knows."""
-        return self._size * (self._per_item_s or 0.0)
+        """What a chunk takes just now, in seconds; 0 where nobody knows. Of heavy items it has fewer than time would allow."""
+        return self.size(None) * (self._per_item_s or 0.0)
 
     @property
     def queued(self) -> int:

@@ -228,3 +228,13 @@ def test_one_waits_where_each_is_a_row_or_counted(given: dict[str, Any]) -> None
     sizer = ChunkSizer(2, **given)
     grown(sizer, 0.08e-6, 12)
     assert sizer.queued == 1
+
+
+def test_what_a_chunk_takes_is_that_of_as_many_items_as_their_weight_allows() -> None:
+    """The parent naps for a share of it: for one of a chunk that no worker ever gets, workers would wait."""
+    sizer = ChunkSizer(2, has_database=False)
+    grown(sizer, 5e-6, 8)
+    assert sizer.chunk_s == pytest.approx(MAX_ITEMS_WITHOUT_DATABASE * 5e-6)
+    sizer.weigh(100, 100 * 1024)
+    assert sizer.chunk_s == pytest.approx(MAX_BYTES_WITHOUT_DATABASE / 1024 * 5e-6)
+    assert sizer.queued == 3
