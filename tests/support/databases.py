@@ -19,8 +19,26 @@ OUR_SESSIONS = (
 )
 
 
+END_SESSIONS = "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s"
+
+EMPTY = """
+DO $$
+DECLARE name text;
+BEGIN
+    ASSERT (SELECT count(*) FROM pg_extension) = 1;
+    ASSERT NOT EXISTS (SELECT FROM pg_db_role_setting JOIN pg_database ON oid = setdatabase WHERE datname = current_database());
+    FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' LOOP
+        EXECUTE format('DROP SCHEMA %I CASCADE', name);
+    END LOOP;
+    CREATE SCHEMA public AUTHORIZATION pg_database_owner;
+    GRANT USAGE ON SCHEMA public TO PUBLIC;
+END $$
+"""
+"""As a new database is. Fails where a test left what is no table, index or type; then the database goes."""
+
+
 class Clones:
-    """Clones of one empty template, so that a test's database costs 50 ms.
+    """Clones of one empty template: 70 ms to make one and to drop it, a tenth of that to empty it for the next test.
 
     Each step has a connection of its own: one that was held would be inherited by children that tests fork.
     """
@@ -29,12 +47,13 @@ class Clones:
         self.server = server
         self._prefix = f"batchrun_test_{os.getpid()}"
         self._numbers = itertools.count(1)
+        self._free: list[str] = []
         self.template = f"{self._prefix}_template"
         self.execute(f"CREATE DATABASE {self.template} TEMPLATE template0 ENCODING 'UTF8'")
 
-    def execute(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    def execute(self, statement: str, *values: object, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run one statement as the administrator, outside a transaction; its rows, if it has any."""
-        connection = psycopg2.connect(self.server.url(), application_name="tests")
+        connection = psycopg2.connect(self.server.url(database), application_name="tests")
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:
@@ -45,19 +64,35 @@ class Clones:
 
     @contextmanager
     def clone(self) -> Iterator[str]:
-        """A database's name. At the end it is dropped, whoever is still connected."""
-        name = f"{self._prefix}_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {self.template}")
+        """An empty database's name. At the end nothing in it is left, whoever is still connected."""
+        name = self._free.pop() if self._free else self._made()
         try:
             yield name
         finally:
-            self.drop(name)
+            if self._emptied(name):
+                self._free.append(name)
+            else:
+                self.drop(name)
+
+    def _made(self) -> str:
+        name = f"{self._prefix}_{next(self._numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {self.template}")
+        return name
+
+    def _emptied(self, name: str) -> bool:
+        try:
+            self.execute(END_SESSIONS, 5_000, name)
+            self.execute(EMPTY, database=name)
+        except psycopg2.Error:
+            return False
+        return True
 
     def drop(self, name: str) -> None:
         self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     def close(self) -> None:
-        self.drop(self.template)
+        for name in (*self._free, self.template):
+            self.drop(name)
 
     def sessions(self, name: str) -> list[tuple[Any, ...]]:
         """The sessions batchrun has in a database: application_name, state, query."""
