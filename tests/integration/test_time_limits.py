@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,13 @@ def hangs_in(mode: str, kind: str, folder: Path) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "kind"), [*((mode, "deadlocked") for mode in MODES), ("item", "deaf"), ("item", "stopped"), ("threads", "deaf")]
+    ("database_url", "mode", "kind"),
+    [
+        *((database, mode, "deadlocked") for database, mode in zip(cycle(["sqlite", "postgresql"]), MODES, strict=False)),
+        *(("postgresql", "item", kind) for kind in ("deadlocked", "deaf", "stopped")),
+        *(("sqlite", "item", "stopped"), ("postgresql", "threads", "deaf")),
+    ],
+    indirect=["database_url"],
 )
 def test_a_worker_that_does_not_heed_the_limit_is_killed_and_replaced_in_time(
     database_url: str, tmp_path: Path, mode: str, kind: str, monkeypatch: pytest.MonkeyPatch

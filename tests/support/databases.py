@@ -26,6 +26,8 @@ DO $$
 DECLARE name text;
 BEGIN
     ASSERT (SELECT count(*) FROM pg_extension) = 1;
+    ASSERT (SELECT datdba = current_user::regrole AND datconnlimit = -1 AND datacl IS NULL
+            FROM pg_database WHERE datname = current_database());
     ASSERT NOT EXISTS (SELECT FROM pg_db_role_setting JOIN pg_database ON oid = setdatabase WHERE datname = current_database());
     FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' LOOP
         EXECUTE format('DROP SCHEMA %I CASCADE', name);
