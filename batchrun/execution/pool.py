@@ -142,8 +142,17 @@ class LocalPool:
             self._failing_since = None
         except (EOFError, OSError) as error:
             self._failing_since = self._failing_since or time.monotonic()
-            if not self._workers and time.monotonic() - self._failing_since > START_PATIENCE_S:
-                raise BatchrunError(f"Worker processes cannot be started: {type(error).__name__}: {error}.") from error
+            if time.monotonic() - self._failing_since > START_PATIENCE_S:
+                self._cannot_start(error)
+
+    def _cannot_start(self, error: Exception) -> None:
+        """For a while by now. With some workers the run goes on, and somebody should know why with no more."""
+        why = f"{type(error).__name__}: {error}"
+        if not self._workers:
+            raise BatchrunError(f"Worker processes cannot be started: {why}.") from error
+        said = f"No further worker can be started: {why}. The run goes on with {len(self._workers)} of {self._wanted}."
+        self._notices.append(Heard(min(self._workers), Said("WARNING", said), None))
+        self._failing_since = time.monotonic()
 
     @property
     def alive(self) -> int:
