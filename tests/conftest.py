@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from batchrun.events import Event, Notice
+from batchrun.runner import Runner
 from tests.postgres import LOCKED_PASSWORD, LOCKED_USER, Postgres, Server, connect
 from tests.support import browsers, leaks, pgbouncer
 from tests.support.commands import CommandLine
@@ -153,6 +155,21 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 _URLS = {"sqlite": "sqlite_url", "postgresql": "pg_url", "psycopg3": "psycopg_url"}
+
+
+@pytest.fixture
+def notices(monkeypatch: pytest.MonkeyPatch) -> list[Notice]:
+    """What the test's runs tell people."""
+    found: list[Notice] = []
+    plain = Runner._emit
+
+    def emit(self: Runner, event: Event) -> None:
+        if isinstance(event, Notice):
+            found.append(event)
+        plain(self, event)
+
+    monkeypatch.setattr(Runner, "_emit", emit)
+    return found
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -16,8 +16,8 @@ import selectors
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from typing import Any
 
 from batchrun.errors import BatchrunError
@@ -421,8 +421,8 @@ class LocalPool:
         noted = worker.tallies.read() if worker.tallies else {}
         for order in begun:
             if (amount := noted.get(order.id, 0) - order.reached) > 0:
-                order.reached += amount
-                yield Heard(worker.number, Settled(order.id, amount, [], None), order)
+                message = Settled(order.id, amount, [], None)
+                yield Heard(worker.number, message, self._noted(worker, message))
 
     def _died(
         self, worker: Worker, exitcode: int | None, running: list[Order], queued: list[Order], waiting: list[Order],
@@ -440,18 +440,19 @@ class LocalPool:
     # Bytes.
 
     def _start_one(self) -> None:
-        ours, theirs = worker_pipe()
-        offers, claims = claims_pipe()
-        tallies, tally = tally_file() if self._keeps_tally else (None, None)
-        try:
+        with ExitStack() as unless_started, ExitStack() as handed_over:
+            ours, theirs = worker_pipe()
+            unless_started.callback(ours.close)
+            handed_over.callback(theirs.close)
+            offers, claims = claims_pipe()
+            unless_started.callback(offers.close)
+            handed_over.callback(claims.close)
+            tallies, tally = tally_file() if self._keeps_tally else (None, None)
+            if tallies and tally:
+                unless_started.callback(tallies.close)
+                handed_over.callback(tally.close)
             process = self._launcher.launch(theirs, claims, tally, self._next_number)
-        except BaseException:
-            for end in (ours, offers, tallies):
-                _close(end)
-            raise
-        finally:
-            for end in (theirs, claims, tally):
-                _close(end)
+            unless_started.pop_all()
         worker = Worker(
             self._next_number, process, Channel(ours), offers, Life(self._limits), time.monotonic(), tallies=tallies
         )  # fmt: skip
@@ -468,7 +469,8 @@ class LocalPool:
             self._selector.unregister(descriptor)
         worker.channel.close()
         worker.offers.close()
-        _close(worker.tallies)
+        if worker.tallies:
+            worker.tallies.close()
         worker.process.close()
 
     def _send(self, worker: Worker, message: Any) -> None:
@@ -481,8 +483,3 @@ class LocalPool:
         if worker.watched != events:
             worker.watched = events
             self._selector.modify(worker.channel.fileno(), events, (worker, False))
-
-
-def _close(end: Connection | Offers | Tallies | None) -> None:
-    if end is not None:
-        end.close()

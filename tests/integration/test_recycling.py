@@ -12,26 +12,10 @@ import pytest
 from sqlalchemy.orm import Session
 
 from batchrun import Outcome, iter_parallel, run_parallel
-from batchrun.events import Event, Notice
-from batchrun.runner import Runner
+from batchrun.events import Notice
 from tests.support.effects import effect, effects, make, once
 
 ITEMS = 30
-
-
-@pytest.fixture
-def notices(monkeypatch: pytest.MonkeyPatch) -> list[Notice]:
-    """What the run tells people."""
-    found: list[Notice] = []
-    plain = Runner._emit
-
-    def emit(self: Runner, event: Event) -> None:
-        if isinstance(event, Notice):
-            found.append(event)
-        plain(self, event)
-
-    monkeypatch.setattr(Runner, "_emit", emit)
-    return found
 
 
 def pids(outcomes: list[Outcome]) -> Counter[int]:

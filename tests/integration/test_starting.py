@@ -10,23 +10,8 @@ import pytest
 from batchrun import run_parallel
 from batchrun.errors import BatchrunError
 from batchrun.events import Notice
+from batchrun.execution import processes
 from batchrun.execution.processes import Launcher
-from batchrun.runner import Runner
-
-
-@pytest.fixture
-def notices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What runs of this process tell a person."""
-    told: list[str] = []
-    emit = Runner._emit
-
-    def listening(self: Runner, event: Any) -> None:
-        if isinstance(event, Notice):
-            told.append(event.text)
-        emit(self, event)
-
-    monkeypatch.setattr(Runner, "_emit", listening)
-    return told
 
 
 def only(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
@@ -45,13 +30,14 @@ def only(monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
 
 
 def test_a_run_goes_on_with_the_workers_it_got_and_says_why_there_are_no_more(
-    monkeypatch: pytest.MonkeyPatch, notices: list[str]
+    monkeypatch: pytest.MonkeyPatch, notices: list[Notice]
 ) -> None:
     only(monkeypatch, 1)
     done = iter(lambda: bool(notices), True)  # items until it has said so
     report = run_parallel(str, done, workers=2, start_method="fork", progress=False)
     assert report.ok
-    assert notices == ["No further worker can be started: OSError: no process left. The run goes on with 1 of 2."]
+    said = "No further worker can be started: OSError: no process left. The run goes on with 1 of 2."
+    assert [notice.text for notice in notices] == [said]
 
 
 def test_a_run_that_gets_no_worker_at_all_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,3 +45,18 @@ def test_a_run_that_gets_no_worker_at_all_ends_with_the_reason(monkeypatch: pyte
     said = re.escape("Worker processes cannot be started: OSError: no process left.")
     with pytest.raises(BatchrunError, match=said):
         run_parallel(str, range(5), workers=2, start_method="fork", progress=False)
+
+
+def test_nothing_of_a_start_that_failed_half_way_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where descriptors run out: the end of each test sees what is left."""
+    failures: list[int] = []
+
+    def claims_pipe() -> Any:
+        if len(failures) < 3:
+            failures.append(1)
+            raise OSError("no descriptor left")
+        return processes.claims_pipe()
+
+    monkeypatch.setattr("batchrun.execution.pool.claims_pipe", claims_pipe)
+    assert run_parallel(str, range(5), workers=1, start_method="fork", progress=False).done == 5
+    assert len(failures) == 3

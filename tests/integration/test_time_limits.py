@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from batchrun import Outcome, iter_parallel, run_parallel
 from batchrun.errors import BatchrunError, JobError
-from batchrun.events import Event, Notice
+from batchrun.events import Notice
 from batchrun.execution import pool
-from batchrun.runner import Runner
 from tests.support.databases import engine_for
 from tests.support.effects import effect, effects, make, once, scalar
 from tests.support.waiting import wait_until
@@ -31,21 +29,6 @@ from tests.support.waiting import wait_until
 TIMEOUT, KILL_AFTER = 0.4, 0.4
 HERE = "test_time_limits.py"
 ON_LINUX = sys.platform == "linux"
-
-
-@pytest.fixture
-def notices(monkeypatch: pytest.MonkeyPatch) -> list[Notice]:
-    """What the run tells people."""
-    found: list[Notice] = []
-    plain = Runner._emit
-
-    def emit(self: Runner, event: Event) -> None:
-        if isinstance(event, Notice):
-            found.append(event)
-        plain(self, event)
-
-    monkeypatch.setattr(Runner, "_emit", emit)
-    return found
 
 
 def line_of(function: Callable[..., Any], comment: str) -> int:
@@ -274,13 +257,7 @@ def hangs_in(mode: str, kind: str, folder: Path) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    ("database_url", "mode", "kind"),
-    [
-        *((database, mode, "deadlocked") for database, mode in zip(cycle(["sqlite", "postgresql"]), MODES, strict=False)),
-        *(("postgresql", "item", kind) for kind in ("deadlocked", "deaf", "stopped")),
-        *(("sqlite", "item", "stopped"), ("postgresql", "threads", "deaf")),
-    ],
-    indirect=["database_url"],
+    ("mode", "kind"), [*((mode, "deadlocked") for mode in MODES), ("item", "deaf"), ("item", "stopped"), ("threads", "deaf")]
 )
 def test_a_worker_that_does_not_heed_the_limit_is_killed_and_replaced_in_time(
     database_url: str, tmp_path: Path, mode: str, kind: str, monkeypatch: pytest.MonkeyPatch
