@@ -31,8 +31,6 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 MODES: dict[str, dict[str, Any]] = {"item": {}, "chunk": {"transaction": "chunk"}, "batched": {"batched": True}}
 SEED = 20261101
-ON_ONE_EACH = [("postgresql", "chunk"), ("sqlite", "batched")]
-"""A mode differs in the worker, a database in what the worker calls: not each mode on each."""
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ def test_a_worker_killed_at_any_point_of_an_item_loses_and_doubles_nothing(datab
     assert crashes.noted(tmp_path, "tries") == (1 if point.startswith("after COMMIT") else 2)
 
 
-@pytest.mark.parametrize(("database_url", "mode"), [*ON_ONE_EACH, ("postgresql", "batched")], indirect=["database_url"])
+@pytest.mark.parametrize("mode", ["chunk", "batched"])
 @pytest.mark.parametrize("point", ["after a flush", "after the task's own commit()", "after COMMIT, before the report"])
 def test_a_worker_killed_inside_a_shared_transaction_loses_and_doubles_nothing(
     database_url: str, tmp_path: Path, point: str, mode: str
@@ -108,7 +106,7 @@ def test_control_a_pool_by_hand_that_retries_after_a_death_doubles(database_url:
 
 
 # ------------------------------------------------------------------------------------------ poison
-@pytest.mark.parametrize(("database_url", "mode"), ON_ONE_EACH, indirect=["database_url"])
+@pytest.mark.parametrize("mode", ["chunk", "batched"])
 def test_poison_in_a_shared_transaction_is_tried_alone_before_it_is_billed(database_url: str, tmp_path: Path, mode: str) -> None:
     items, poison = range(60), (5, 23)
     oracle.create(database_url, items)
@@ -189,7 +187,7 @@ def test_a_parent_killed_at_any_point_of_its_bookkeeping_leaves_a_run_that_goes_
     assert crashes.noted(tmp_path, 5) == 2
 
 
-@pytest.mark.parametrize(("database_url", "mode"), ON_ONE_EACH, indirect=["database_url"])
+@pytest.mark.parametrize("mode", ["chunk", "batched"])
 def test_a_parent_killed_again_and_again_loses_and_doubles_nothing(database_url: str, mode: str) -> None:
     """Item by item, from outside and many more times: tests/chaos, the scenario ``parent``."""
     chance = random.Random(f"{SEED} {mode}")

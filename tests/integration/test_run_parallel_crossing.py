@@ -159,9 +159,7 @@ def test_every_kind_of_plain_item_reaches_the_task_without_loss(database_url: st
     assert math.isnan(run_parallel(lambda item: item, [math.nan], workers=1, results=True).results[0])  # type: ignore[index]
 
 
-@pytest.mark.parametrize(
-    ("database_url", "transaction"), [("postgresql", "item"), ("sqlite", "chunk")], indirect=["database_url"]
-)
+@pytest.mark.parametrize("transaction", ["item", "chunk"])
 def test_tagged_items_come_back_without_loss_on_resume_and_retry(database_url: str, tmp_path: Path, transaction: str) -> None:
     """The first run cuts them into the ledger and is interrupted; the second takes them from there."""
     log = tmp_path / "seen"
