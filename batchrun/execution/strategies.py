@@ -131,9 +131,8 @@ class OrderRunner:
         self._batched = options.batched
         self._reading = options.read_only and runner.recorder is not None
         self._plain = runner.is_plain
-        is_urgent = runner.work.wants_values or options.timeout is not None  # somebody waits for it, or counts the time since
         is_known = tally is not None or (runner.marks and runner.work.has_session)
-        self._patience_s = RECORDED_FLUSH_S if is_known and not is_urgent else FLUSH_S
+        self._patience_s = RECORDED_FLUSH_S if is_known and not runner.work.is_urgent else FLUSH_S
         stay(runner)
 
     def run(self, sent: Sent) -> None:

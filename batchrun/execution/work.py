@@ -58,8 +58,12 @@ class Work:
     @property
     def keeps_tally(self) -> bool:
         """Nobody waits for what an item came to, and nobody writes it down: how far a worker is must be known when it dies."""
-        is_urgent = self.wants_values or self.options.timeout is not None
-        return self.has_session and self.marks is None and not (is_urgent or self.rehearses)
+        return self.has_session and self.marks is None and not (self.is_urgent or self.rehearses)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Somebody waits for what an item came to, or counts the time since the last report."""
+        return self.wants_values or self.options.timeout is not None
 
     @property
     def has_session(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from batchrun.execution.tally import Tallies, Tally
 from batchrun.items import ItemError
 from tests.support.effects import effect, effects, make, once
 
-KILLS_AT = 30
+KILLS_AT, OTHERS = 30, 70
 DIED = Path("died")
+IS_WITHIN = threading.Event()
+"""Set in the worker alone."""
 
 
 def killed_once(session: Session, item: int) -> None:
@@ -28,6 +31,16 @@ def killed_once(session: Session, item: int) -> None:
         DIED.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     effect(session, item)
+
+
+def killed_beside_another(session: Session, item: int) -> None:
+    """The same while the other thread is within an item, and so has noted those before it."""
+    if item == OTHERS and not DIED.exists():
+        IS_WITHIN.set()
+        threading.Event().wait(60)  # work, which the worker's death ends
+    if item == KILLS_AT and not DIED.exists():
+        assert IS_WITHIN.wait(60)
+    killed_once(session, item)
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +54,31 @@ def in_one_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchrun.execution.strategies.FLUSH_S", 3600.0)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 def test_what_a_dead_worker_had_done_without_saying_so_is_not_done_again(
-    pg_url: str, monkeypatch: pytest.MonkeyPatch, threads: int
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    make(database_url)
+    in_one_chunk(monkeypatch)
+    report = run_parallel(killed_once, range(80), database_url, workers=1, start_method="fork", progress=False)
+    assert (report.done, report.ok) == (80, True)
+    assert effects(database_url) == once(range(80))
+
+
+def test_nor_what_its_other_thread_had_done(pg_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on SQLite, where only one of them is within a transaction."""
     make(pg_url)
     in_one_chunk(monkeypatch)
-    report = run_parallel(killed_once, range(80), pg_url, workers=1, threads=threads, start_method="fork", progress=False)
+    report = run_parallel(killed_beside_another, range(80), pg_url, workers=1, threads=2, start_method="fork", progress=False)
     assert (report.done, report.ok) == (80, True)
     assert effects(pg_url) == once(range(80))
 
 
-def test_control_without_the_tally_it_is(pg_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(pg_url)
+def test_control_without_the_tally_it_is(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(database_url)
     in_one_chunk(monkeypatch)
     monkeypatch.setattr("batchrun.execution.work.Work.keeps_tally", False)
-    run_parallel(killed_once, range(80), pg_url, workers=1, start_method="fork", progress=False)
-    assert max(effects(pg_url).values()) == 2
+    run_parallel(killed_once, range(80), database_url, workers=1, start_method="fork", progress=False)
+    assert max(effects(database_url).values()) == 2
 
 
 def test_what_somebody_waits_for_is_in_the_messages_alone(pg_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

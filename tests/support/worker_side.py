@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from batchrun.database.engines import spec_of
 from batchrun.execution.orders import Sent, Settled
+from batchrun.execution.processes import tally_file
 from batchrun.execution.work import Work
 from batchrun.execution.worker import Parts
 from batchrun.ledger import schema
@@ -94,7 +95,8 @@ class WorkerSide:
             run=self._run, job="cost", task=task, shape=task_shape(task, has_session=True),
             options=RunOptions(workers=1, **options), engine=spec_of(url), marks=MarksSpec(self._run, 1, None) if named else None,
         )  # fmt: skip
-        self._parts = Parts(work, 1)
+        self._ends = tally_file() if work.keeps_tally else None  # as a worker of the pool has it
+        self._parts = Parts(work, 1, self._ends[1] if self._ends else None)
         self._heard: list[Any] = []
         self._orders = self._parts.order_runner(None, lambda wait_s: False, self._heard.append)
         self._next = 0
@@ -104,6 +106,8 @@ class WorkerSide:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._parts.close()
+        for end in self._ends or ():
+            end.close()
 
     def order(self, items: Sequence[int]) -> Sent:
         """A chunk, in the ledger and ready to run."""
