@@ -44,8 +44,8 @@ SHORT = 0.25
 FAST_GROWTH = 2.0
 FASTEST_GROWTH, FASTEST_BELOW_S = 8.0, TARGET_S / 20
 LEAP, LEAP_BELOW_S = 64.0, TARGET_S / 100
-"""For a chunk that took less; the leap only without a database. Where items cost a microsecond, doubling takes as long as the
-run. Each step is still far below what a chunk should take."""
+"""For a chunk that took less; the leap only without a database, where a list that commits at once cannot be most of the run.
+Where items cost a microsecond, doubling takes as long as the run. After either step a chunk still takes less than it should."""
 
 SHORT_QUEUE_S = 0.004
 MOST_QUEUED = 4

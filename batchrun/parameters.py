@@ -242,7 +242,8 @@ def _unknown(name: str, known: Collection[str], job: Job, in_file: bool) -> str:
     option = name.replace("-", "_")
     if option in RESERVED and option not in known:
         return f"this is an option, not a parameter of {job.name}: write --{name.replace('_', '-')}"
-    if option in _signature(job.task).parameters and option not in ("session", "ctx"):
+    taken = _signature(job.task).parameters.get(option)
+    if taken is not None and taken.kind in _POSITIONAL and taken.default is not taken.empty:
         return f"the task takes {option!r} by position; a parameter of {job.name} is keyword-only: write it behind a * there"
     near = difflib.get_close_matches(option, [*known, *(RESERVED if in_file else ())], 1)
     return f"there is no such parameter of {job.name}" + (f"; did you mean {near[0]!r}?" if near else "")

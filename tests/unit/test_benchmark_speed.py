@@ -167,6 +167,18 @@ def test_what_was_written_as_json_is_read_again_and_a_later_file_replaces_an_ear
 
 
 # ----------------------------------------------------------------------------------------- the clock and the relay
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="CPU time is read from /proc, which is not here")
+def test_where_a_call_goes_is_told_in_the_order_in_which_it_goes_there() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "benchmarks.dispatch", "--calls", "1"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert len(told) == 4
+    for line in told[1:]:
+        first, full, last, returned, parents, workers = map(float, line.split()[-6:])
+        assert 0 < first <= full <= last <= returned
+        assert parents > 0 < workers
+
+
 def test_the_clock_starts_when_the_last_worker_has_come(tmp_path: Path) -> None:
     arrival = f"from benchmarks.speed.trial import arrive; arrive({str(tmp_path)!r}, 2, {os.getsid(0)}, 0)"
     with subprocess.Popen([sys.executable, "-c", arrival], cwd=ROOT) as first:

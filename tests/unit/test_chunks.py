@@ -157,6 +157,10 @@ def test_where_items_cost_nothing_chunks_of_ten_thousand_come_at_once() -> None:
     assert sizes == [1, 64, 4096, *[MAX_ITEMS_WITHOUT_DATABASE] * 4]
 
 
+def test_lists_with_a_database_grow_eightfold_and_never_leap() -> None:
+    assert grown(ChunkSizer(2, has_database=True, batched=True), 1e-6, 5) == [1, 8, 64, 512, MAX_ITEMS]
+
+
 def test_with_a_database_a_chunk_doubles_while_it_is_short_and_then_grows_by_a_fifth() -> None:
     sizes = grown(ChunkSizer(2, has_database=True), 1e-3, 60)
     short = [size for size in sizes if size * 1e-3 < TARGET_S * SHORT]

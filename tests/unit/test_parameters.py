@@ -175,6 +175,8 @@ def test_a_parameter_of_the_task_that_goes_by_position_is_said_to_be_none_of_the
 
     with pytest.raises(ConfigError, match=r"^pause: the task takes 'pause' by position; a parameter of pay is keyword-only"):
         parse_params(Job("pay", pay), {"pause": "1"})
+    with pytest.raises(ConfigError, match=r"^key: there is no such parameter of pay"):  # it is the item
+        parse_params(Job("pay", pay), {"key": "1"})
 
 
 def test_a_value_of_config_toml_is_refused_with_its_place() -> None:
