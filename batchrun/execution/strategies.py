@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from operator import length_hint
+from os import pwrite
 from time import monotonic
 from typing import Any
 
@@ -31,7 +32,7 @@ from batchrun.execution.orders import (
     pack,
 )
 from batchrun.execution.recording import RUN_ENDING, Result, Row
-from batchrun.execution.tally import Tally
+from batchrun.execution.tally import Tally, pack_note
 from batchrun.execution.timing import Stopwatch
 from batchrun.execution.whereabouts import stay
 from batchrun.items import Item, OutcomeStatus
@@ -89,7 +90,7 @@ class Reporter:
         if now >= self.due:
             self.flush()
         elif self._tally and not self._troubles:  # of a failure only a message can tell
-            self._tally.note(self._order, self.settled)
+            pwrite(self._tally.descriptor, pack_note(self._order, self.settled), self._tally.at)
 
     def extend(self, values: Sequence[Any]) -> None:
         """So many more items are done, and came to these; nothing is sent."""

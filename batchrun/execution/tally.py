@@ -15,6 +15,9 @@ from multiprocessing.connection import Connection
 
 _NOTE = struct.Struct("!qq")
 
+pack_note = _NOTE.pack
+"""(order, so many of its items that are done, from its first on) -> a note."""
+
 
 def nameless_file() -> int:
     """The descriptor of an empty file in memory where the system has such, else on disk."""
@@ -25,15 +28,11 @@ def nameless_file() -> int:
 
 
 class Tally:
-    """One thread's note, in the worker."""
+    """Where one thread of a worker writes its note: ``os.pwrite(tally.descriptor, pack_note(order, settled), tally.at)``."""
 
     def __init__(self, file: Connection, thread: int = 0) -> None:
         self._file = file  # held, since the descriptor is closed with it
-        self._descriptor, self._at = file.fileno(), thread * _NOTE.size
-
-    def note(self, order: int, settled: int) -> None:
-        """So many items of an order are done, from its first on."""
-        os.pwrite(self._descriptor, _NOTE.pack(order, settled), self._at)
+        self.descriptor, self.at = file.fileno(), thread * _NOTE.size
 
 
 class Tallies:

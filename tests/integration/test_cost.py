@@ -60,13 +60,13 @@ PEERS = {"write": (writing, True), "read": (reading, False), "driver": (by_drive
 OWN_CALLS = {
     "item": 26,
     "item, with a time limit": 32,
-    "anonymous": 26,
+    "anonymous": 25,
     "chunk": 12,
     "batched": 2,
     "read": 25,
-    "anonymous read": 25,
+    "anonymous read": 24,
     "read_only": 19,
-    "anonymous read_only": 20,
+    "anonymous read_only": 19,
     "driver": 24,
 }
 """Calls of batchrun's own functions per item."""

@@ -1,4 +1,4 @@
-"""When a worker tells what it settled: seldom where the ledger can tell too, at once where somebody waits for it."""
+"""When a worker tells what it settled: seldom where the ledger or a tally can tell too, at once where somebody waits for it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ ITEMS = range(1, 11)
 
 
 @pytest.mark.parametrize(
-    ("named", "options", "messages"),
-    [(True, {}, 1), (True, {"timeout": 60.0}, 10), (False, {}, 10)],
-    ids=["recorded", "with a time limit", "anonymous"],
+    ("named", "tally", "options", "messages"),
+    [
+        (True, False, {}, 1),
+        (True, False, {"timeout": 60.0}, 10),
+        (False, True, {}, 1),
+        (False, True, {"timeout": 60.0}, 10),
+        (False, False, {}, 10),
+    ],
+    ids=["recorded", "recorded, with a time limit", "anonymous", "anonymous, with a time limit", "anonymous, inline"],
 )
-def test_only_where_the_ledger_can_tell_reports_gather(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, named: bool, options: dict[str, Any], messages: int
+def test_only_where_somebody_else_can_tell_reports_gather(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, named: bool, tally: bool, options: dict[str, Any], messages: int
 ) -> None:
+    if not tally:
+        monkeypatch.setattr("batchrun.execution.work.Work.keeps_tally", False)
     monkeypatch.setattr(strategies, "FLUSH_S", 0.0)
     monkeypatch.setattr(strategies, "RECORDED_FLUSH_S", 3600.0)
     worker_side.create(sqlite_url, ITEMS)

@@ -15,7 +15,7 @@ from batchrun import run_parallel
 from batchrun.execution import strategies
 from batchrun.execution.orders import Message, Settled
 from batchrun.execution.recording import Result
-from batchrun.execution.tally import Tallies, Tally
+from batchrun.execution.tally import Tallies, Tally, pack_note
 from batchrun.items import ItemError
 from tests.support.effects import effect, effects, make, once
 
@@ -121,9 +121,9 @@ def test_each_thread_has_a_note_of_its_own_and_a_system_without_files_in_memory_
     tallies, theirs = tally_file()
     assert isinstance(tallies, Tallies)
     assert tallies.read() == {}
-    Tally(theirs, 1).note(12, 5)
-    Tally(theirs, 0).note(11, 3)
-    Tally(theirs, 0).note(13, 1)
+    for thread, order, settled in [(1, 12, 5), (0, 11, 3), (0, 13, 1)]:
+        tally = Tally(theirs, thread)
+        os.pwrite(tally.descriptor, pack_note(order, settled), tally.at)
     assert {order: settled for order, settled in tallies.read().items() if order} == {12: 5, 13: 1}
     theirs.close()
     tallies.close()
