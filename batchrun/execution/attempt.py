@@ -88,6 +88,8 @@ class ItemRunner:
         self._lost = self._opening = self._past = False
         self.at: tuple[Any, int] | None = None
         """The item and its attempt, for what is logged meanwhile; see whereabouts.py."""
+        self.goes_on = False
+        """Does another item follow at once, whose transaction may begin with this one's COMMIT?"""
         self._logger = logging.getLogger(f"batchrun.job.{work.job}")
         self._opens_with = self._opening_statements()
         self._settle_options()
@@ -109,6 +111,7 @@ class ItemRunner:
         self._is_limited, self._wants_values = work.options.timeout is not None, work.wants_values
         keeps = self._separate is None and self.link is not None and self.link.keeps_statements
         self._stored = self.marks.of_one if self.marks and keeps else None
+        self.may_go_on = keeps and bool(self._stored or not self.marks)
         is_plain = work.shape.positional == ("session", "item") and not (work.shape.named or work.task_params)
         self._simple = work.task if is_plain and not (self._is_limited or self._wants_values) else None
 
@@ -262,6 +265,8 @@ class ItemRunner:
         try:
             gate = link.ensure()
             gate.arm(self._opens_with, None if separate else mark)
+            if self.goes_on and link.patience.is_calm and not isinstance(mark, str):
+                gate.behind = (self._opens_with, mark and (mark[0], mark[1], mark[2] + 1))
             if separate:  # its transaction is the outer one, and at-least-once is all there is
                 outer = separate.ensure()
                 outer.arm([separate.begin], mark)
@@ -285,6 +290,11 @@ class ItemRunner:
             self._settle_down(link)
         self._lost = False
         return value
+
+    def fall_back(self) -> None:
+        """The next item does not begin at once after all: whatever we wait for, it is not in an open transaction."""
+        if self.link is not None and self.link.is_ahead:
+            self._let_go()
 
     def _settle_down(self, link: Link) -> None:
         """All went well, but something is left to be done or said."""

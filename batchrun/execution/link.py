@@ -157,11 +157,13 @@ class Link:
         return spent
 
     def rest(self) -> bool:
-        """After an item that went well: the gate stands open. False where more is to be settled."""
+        """After an item that went well: the gate stands open, or the next item has begun. False where more is to be settled."""
         held, gate = self._held, self._gate
         if held is None or gate is None or gate.leaves or not self._holds or held.get_transaction() is not None:
             return False
         gate.active = False
+        if gate.ahead is not None:
+            return self.driver.is_prepared(gate.raw)
         return self.driver.is_at_rest(gate.raw)
 
     def settle_down(self) -> None:
@@ -178,6 +180,11 @@ class Link:
         elif not self._holds:
             held.close()
             self._held = self._gate = None
+
+    @property
+    def is_ahead(self) -> bool:
+        """Has the last COMMIT begun the next item's transaction?"""
+        return self._gate is not None and self._gate.ahead is not None
 
     @property
     def keeps_statements(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from math import inf
 from operator import length_hint
 from os import pwrite
 from time import monotonic
@@ -41,7 +42,7 @@ from batchrun.ledger.marks import Spot
 FLUSH_S = 0.001
 """How long settled items may stay unreported: a worker's death then leaves the parent in doubt about that much work."""
 
-RECORDED_FLUSH_S = 0.02
+RECORDED_FLUSH_S = 0.1
 """The same where the ledger or a Tally can tell what was settled: a message for each item would cost both sides, for nothing."""
 
 BEGAN_S = 0.05
@@ -56,14 +57,16 @@ class Reporter:
     """Gathers what is settled and sends it, at once where items are slow, many in one message where they are not.
 
     values: of the items not told yet; None where nobody wants them. settled: how many items of the order are. tally: where
-    those that are done are noted at once.
+    those that are done are noted at once. before: called before anything is sent, which may take as long as the parent does.
+    expected: when the next item will be settled, as the last one went, and a half more.
     """
 
     def __init__(
         self, order: int, send: Callable[[Message], None], wants_values: bool, *, patience_s: float, wants_spans: bool = False,
-        tally: Tally | None = None,
+        tally: Tally | None = None, before: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._tally = tally
+        self._before = before
         self._patience_s = patience_s
         self._order = order
         self._send = send
@@ -74,11 +77,14 @@ class Reporter:
         self._told = 0
         self.watch = Stopwatch()
         self._wants_spans = wants_spans
-        self.due = monotonic() + self._patience_s
+        self._at = monotonic()
+        self.due = self._at + self._patience_s
+        self.expected = inf
 
     def add(self, result: Result) -> None:
         """One more item is settled."""
         now = monotonic()
+        self.expected, self._at = now + (now - self._at) * 1.5, now
         if self.settled == self.watch.noted:
             self.watch.note(now)
         if result.state != "done":
@@ -100,6 +106,7 @@ class Reporter:
 
     def flush(self) -> None:
         """Send what has gathered."""
+        self._before()
         if amount := self.settled - self._told:
             values = self.values
             are_packed = values is not None and Packed in map(type, values)
@@ -148,7 +155,8 @@ class OrderRunner:
         work = self._runner.work
         patience_s = 0.0 if sent.alone else self._patience_s  # where a death is to be billed, the parent must know who ran
         report = Reporter(
-            sent.id, self._send, work.wants_values, patience_s=patience_s, wants_spans=work.wants_spans, tally=self._tally
+            sent.id, self._send, work.wants_values, patience_s=patience_s, wants_spans=work.wants_spans, tally=self._tally,
+            before=self._runner.fall_back,
         )  # fmt: skip
         try:
             self._choose(sent, items)(sent, items, report)
@@ -177,9 +185,12 @@ class OrderRunner:
         runner = self._runner
         one, stopping, add = runner.one, runner.stopping, report.add
         _, no, pos, attempt, base, retry, _, start, _ = sent
+        last = len(items) - 1 if runner.may_go_on and not retry else 0
         for offset in range(first, len(items)):
             if stopping():
+                runner.goes_on = False
                 return False
+            runner.goes_on = offset < last and report.expected < report.due
             add(one(Spot(no, pos + offset, attempt, retry, base), items[offset], start + offset))
         return True
 
