@@ -21,7 +21,7 @@ from typing import Self
 from sqlalchemy import make_url
 
 _BEGIN = b"BEGIN"
-_COMMIT = b"COMMIT\x00"
+_COMMIT = b"COMMIT"
 _NAME = b"application_name\x00"
 _WORKER = b"batchrun:"
 _IN_QUERY = 2
@@ -118,15 +118,22 @@ class CuttingProxy:
             return self._counted("connect") if is_next else ""
         if not link.is_chosen:
             return ""
-        if data[5:10] == _BEGIN:
-            link.fate = self._drawn([place for place in self._where if place != "connect"])
-            link.queries_left = self._random.randint(1, _IN_QUERY)
+        said = data[5:]
+        if said.startswith(_BEGIN):
+            self._decide(link)
             return ""
-        if _COMMIT in data:
+        if said.startswith(_COMMIT):
             fate, link.fate = link.fate, ""
+            if _BEGIN in said:  # the next transaction, in the same message
+                self._decide(link)
             return self._counted(fate) if fate in ("before", "after", "abandon") else ""
         link.queries_left -= 1
         return self._counted("query") if link.fate == "query" and link.queries_left == 0 else ""
+
+    def _decide(self, link: _Link) -> None:
+        """What will become of the transaction that begins."""
+        link.fate = self._drawn([place for place in self._where if place != "connect"])
+        link.queries_left = self._random.randint(1, _IN_QUERY)
 
     def _downwards(self, link: _Link) -> None:
         """What the server answers; after a cut its answer is awaited, for that is when it has committed, and swallowed."""

@@ -16,8 +16,9 @@ from typing import Any, Self
 from sqlalchemy import Engine, create_engine, insert, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from batchrun.database.drivers import Status
 from batchrun.database.engines import spec_of
-from batchrun.execution.orders import Sent, Settled
+from batchrun.execution.orders import Message, Sent, Settled
 from batchrun.execution.processes import tally_file
 from batchrun.execution.work import Work
 from batchrun.execution.worker import Parts
@@ -84,9 +85,15 @@ def create(url: str, items: Iterable[int]) -> None:
 
 
 class WorkerSide:
-    """One worker, its orders made up. named: with a ledger, exactly once. options: of RunOptions."""
+    """One worker, its orders made up. named: with a ledger, exactly once. told: hears each message as it is sent.
 
-    def __init__(self, url: str, task: Task, *, named: bool = True, **options: Any) -> None:
+    stopping: asked between items. options: of RunOptions.
+    """
+
+    def __init__(
+        self, url: str, task: Task, *, named: bool = True, told: Callable[[Message], None] = lambda message: None,
+        stopping: Callable[[], bool] = lambda: False, **options: Any,
+    ) -> None:  # fmt: skip
         self._run = f"cost{os.getpid()}x{next(_numbers)}"
         self._admin = engine_for(url)
         self._tables = schema.tables()
@@ -98,7 +105,9 @@ class WorkerSide:
         self._ends = tally_file() if work.keeps_tally else None  # as a worker of the pool has it
         self._parts = Parts(work, 1, self._ends[1] if self._ends else None)
         self._heard: list[Any] = []
-        self._orders = self._parts.order_runner(None, lambda wait_s: False, self._heard.append)
+        self._told = told
+        self._runner = self._parts.runner(None, lambda wait_s: stopping(), self._parts.voice(self._hear))
+        self._orders = self._parts.orders(self._runner, self._hear)
         self._next = 0
 
     def __enter__(self) -> Self:
@@ -108,6 +117,16 @@ class WorkerSide:
         self._parts.close()
         for end in self._ends or ():
             end.close()
+
+    def _hear(self, message: Message) -> None:
+        self._told(message)
+        self._heard.append(message)
+
+    @property
+    def status(self) -> Status:
+        """Of the transaction on its connection, as the driver knows it."""
+        assert self._runner.link is not None
+        return self._runner.link.driver.status(self._runner.link.gate.raw)
 
     def order(self, items: Sequence[int]) -> Sent:
         """A chunk, in the ledger and ready to run."""
@@ -121,11 +140,15 @@ class WorkerSide:
 
     def run(self, order: Sent) -> None:
         """Run it, and see that each item was done."""
+        assert self.done(order) == len(pickle.loads(order.items))  # type: ignore[arg-type]
+
+    def done(self, order: Sent) -> int:
+        """Run it, see that nothing went wrong, and return how many items were done before it stopped."""
         self._orders.run(order)
         settled = [message for message in self._heard if isinstance(message, Settled)]
         assert not any(message.troubles for message in settled), settled
-        assert sum(message.amount for message in settled) == len(pickle.loads(order.items))  # type: ignore[arg-type]
         self._heard.clear()
+        return sum(message.amount for message in settled)
 
 
 class Plain:
