@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool, QueuePool
 
 from batchrun.database import pooler
@@ -182,7 +183,10 @@ def _from_url(spec: EngineSpec, application_name: str, pool_size: int, overflow:
         arguments["application_name"] = application_name.encode()[:63].decode(errors="ignore")
     queue = {"poolclass": QueuePool, "pool_size": pool_size, "max_overflow": overflow}
     pool = {"poolclass": NullPool} if spec.pool == "null" else queue
-    engine = create_engine(spec.url, connect_args=arguments, **pool, **options)
+    try:
+        engine = create_engine(spec.url, connect_args=arguments, **pool, **options)
+    except ArgumentError:  # whose text may hold what was taken for a host or port
+        raise ConfigError("The database URL cannot be used: what it says about hosts and ports cannot be read.") from None
     return engine.execution_options(**spec.execution) if spec.execution else engine
 
 

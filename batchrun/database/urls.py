@@ -14,9 +14,11 @@ from batchrun.masking import names_secret
 
 _DRIVERS = {"psycopg2": ("psycopg2", "psycopg2-binary"), "psycopg": ("psycopg", "'psycopg[binary]'")}
 _PREFERRED = ("psycopg2", "psycopg")
+_HOST = r"(?:\[[^][/?@]*\]|[^][/?@,:]+)(?::\d+)?"
 _SEVERAL_HOSTS = re.compile(
-    r"(?P<head>postgres(?:ql)?(?:\+\w+)?://)(?P<login>[^/?]*@)?(?P<hosts>[^/?@,]+(?:,[^/?@,]+)+)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?"
+    rf"(?P<head>postgres(?:ql)?(?:\+\w+)?://)(?P<login>[^/?]*@)?(?P<hosts>{_HOST}(?:,{_HOST})+)(?P<path>/[^?@]*)?(?:\?(?P<query>[^@]*))?"
 )
+"""With an @ behind them they are a user and the beginning of a password."""
 
 
 def normalise(url: str | URL, folder: Path | None = None) -> URL:

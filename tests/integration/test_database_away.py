@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 import batchrun.api
 from batchrun import Context, Report, keyset, run_parallel
 from batchrun.database.urls import normalise
-from batchrun.errors import DatabaseError
+from batchrun.errors import ConfigError, DatabaseError
 from batchrun.events import Event, Notice
 from batchrun.execution import link
 from batchrun.ledger.owner import Owner
@@ -280,6 +280,19 @@ def test_both_ways_to_write_several_hosts_name_them_when_none_is_there() -> None
     for url in (f"postgresql://u@/x?host={first}&host={second}", f"postgresql+psycopg://u@{first},{second}/x"):
         with pytest.raises(DatabaseError, match=rf"cannot be reached .{first}, {second}, database x, user u"):
             run_parallel(oracle.task, range(2), url, name="away", workers=0)
+
+
+@pytest.mark.parametrize("password", ["a,b", "1,2/3", "Zq000,0?9x", "12,0?9x=1&y"])
+def test_a_password_that_looks_like_several_hosts_is_a_password(password: str) -> None:
+    found = normalise(f"postgresql://app:{password}@there:5432/name")
+    assert (found.password, found.host, found.port, found.database, dict(found.query)) == (password, "there", 5432, "name", {})
+
+
+def test_hosts_that_cannot_be_read_are_a_configuration_error_that_does_not_repeat_them() -> None:
+    for url in ("postgresql://app@one:secret,two/name", "postgresql://app@/name?host=one:secret&host=two"):
+        with pytest.raises(ConfigError, match=r"cannot be (read|used)") as caught:
+            run_parallel(lambda session, item: None, [1], url, workers=0, progress=False)
+        assert "secret" not in str(caught.value)
 
 
 def test_libpqs_way_to_write_several_hosts_becomes_sqlalchemys() -> None:
