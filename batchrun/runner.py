@@ -63,7 +63,7 @@ class Runner:
         self._sizer = ChunkSizer(
             plan.workers * plan.options.threads, has_database=plan.has_database,
             batched=plan.options.batched or plan.rehearsing is not None,  # a dry run soon sees what long chunks take
-            most=plan.chunk_limit,
+            most=plan.chunk_limit, threads=plan.options.threads,
         )  # fmt: skip
         self._ready: deque[Order] = deque(plan.open_orders)
         self._sequence = itertools.count()

@@ -199,7 +199,7 @@ WORKLOADS = {
             figures=(("ready_ms", "until all are ready, ms"), ("next_ms", "each further one, ms")),
         ),
         Workload(
-            "threads", "threads: 20 ms of waiting an item", "wait", 3_200, 320,
+            "threads", "threads: 20 ms of waiting an item", "wait", 16_000, 320,
             (
                 *(ours(f"threads-{n}", f"batchrun, {n} threads", threads=n, share=n / 32) for n in (1, 8, 32)),
                 ours("database", "batchrun, 16 threads, pg_sleep", threads=16, task="wait_for_server", share=0.5),

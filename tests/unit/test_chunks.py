@@ -227,6 +227,13 @@ def test_several_short_chunks_wait_at_a_worker_and_one_long_one() -> None:
     assert sizer.queued == 1
 
 
+def test_at_a_worker_with_many_threads_several_chunks_wait() -> None:
+    """Several of them end theirs while the parent naps. Not where only so many items may be on their way."""
+    assert ChunkSizer(32, has_database=True, threads=16).queued == 4
+    assert ChunkSizer(6, has_database=True, threads=3).queued == 1
+    assert ChunkSizer(32, has_database=True, threads=16, most=10).queued == 1
+
+
 @pytest.mark.parametrize("given", [{"has_database": True}, {"has_database": False, "most": 500}])
 def test_one_waits_where_each_is_a_row_or_counted(given: dict[str, Any]) -> None:
     sizer = ChunkSizer(2, **given)
