@@ -42,8 +42,9 @@ from batchrun.ledger.marks import Spot
 FLUSH_S = 0.001
 """How long settled items may stay unreported: a worker's death then leaves the parent in doubt about that much work."""
 
-RECORDED_FLUSH_S = 0.1
-"""The same where the ledger or a Tally can tell what was settled: a message for each item would cost both sides, for nothing."""
+RECORDED_FLUSH_S = 0.25
+"""The same where the ledger or a Tally can tell what was settled: a message for each item would cost both sides, for nothing,
+and each costs a round trip to the database. Most chunks end before."""
 
 BEGAN_S = 0.05
 
@@ -58,12 +59,12 @@ class Reporter:
 
     values: of the items not told yet; None where nobody wants them. settled: how many items of the order are. tally: where
     those that are done are noted at once. before: called before anything is sent, which may take as long as the parent does.
-    expected: when the next item will be settled, as the last one went, and a half more.
+    usual_s: what the last item took, and a half more; also that of the order before. expected: when the next will be settled.
     """
 
     def __init__(
         self, order: int, send: Callable[[Message], None], wants_values: bool, *, patience_s: float, wants_spans: bool = False,
-        tally: Tally | None = None, before: Callable[[], None] = lambda: None,
+        tally: Tally | None = None, before: Callable[[], None] = lambda: None, usual_s: float = inf,
     ) -> None:  # fmt: skip
         self._tally = tally
         self._before = before
@@ -79,12 +80,14 @@ class Reporter:
         self._wants_spans = wants_spans
         self._at = monotonic()
         self.due = self._at + self._patience_s
-        self.expected = inf
+        self.usual_s = usual_s
+        self.expected = self._at + usual_s
 
     def add(self, result: Result) -> None:
         """One more item is settled."""
         now = monotonic()
-        self.expected, self._at = now + (now - self._at) * 1.5, now
+        self.usual_s = (now - self._at) * 1.5
+        self.expected, self._at = now + self.usual_s, now
         if self.settled == self.watch.noted:
             self.watch.note(now)
         if result.state != "done":
@@ -132,6 +135,7 @@ class OrderRunner:
     ) -> None:  # fmt: skip
         self._runner = runner
         self._tally = tally
+        self._usual_s = inf
         self._memory = memory
         self._send = send
         options = runner.work.options
@@ -156,13 +160,14 @@ class OrderRunner:
         patience_s = 0.0 if sent.alone else self._patience_s  # where a death is to be billed, the parent must know who ran
         report = Reporter(
             sent.id, self._send, work.wants_values, patience_s=patience_s, wants_spans=work.wants_spans, tally=self._tally,
-            before=self._runner.fall_back,
+            before=self._runner.fall_back, usual_s=self._usual_s,
         )  # fmt: skip
         try:
             self._choose(sent, items)(sent, items, report)
         finally:
             self._runner.at = None
             report.flush()
+            self._usual_s = report.usual_s
         timing = report.watch.timing(*self._runner.take_spent())
         self._send(Ended(sent.id, monotonic() - began, self._memory(), timing))
 

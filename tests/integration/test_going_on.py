@@ -177,6 +177,15 @@ def test_what_cannot_begin_with_a_commit_begins_by_itself(url: str, ahead: list[
     assert ahead == [item not in (1, 2, 6) for item in ITEMS]
 
 
+@pytest.mark.usefixtures("clock")
+def test_how_long_items_take_is_known_from_the_order_before(url: str, ahead: list[bool]) -> None:
+    worker_side.create(url, ITEMS)
+    with WorkerSide(url, writing) as side:
+        for _ in range(2):
+            side.run(side.order(ITEMS))
+    assert ahead == [item > 2 for item in ITEMS] + [item > 1 for item in ITEMS]
+
+
 @pytest.mark.usefixtures("clock", "ahead")
 def test_a_deferred_constraint_fails_the_item_whose_commit_it_is(url: str) -> None:
     """And not the one behind it."""
