@@ -116,10 +116,10 @@ def _exchange(ends: dict[Connection, tuple[Pipes | Shared, Iterator[int]]], item
         for _ in range(crossing.ahead):
             hand_over(end)
     while len(results) < len(items):
-        for end in wait(list(ends)):
-            assert isinstance(end, Connection)
-            results += ends[end][0].receive(end)[1]
-            hand_over(end)
+        for ready in wait(list(ends)):
+            assert isinstance(ready, Connection)
+            results += ends[ready][0].receive(ready)[1]
+            hand_over(ready)
     return len(results)
 
 
