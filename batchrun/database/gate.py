@@ -77,8 +77,8 @@ class _Here(threading.local):
     armed: Gate | None = None
 
 
-Opening = tuple[Sequence[str], "str | Call | None"]
-"""What begins an item's transaction, and its mark."""
+Opening = tuple[Sequence[str], Call | None]
+"""What begins an item's transaction, and its mark, if there is one."""
 
 
 class Gate:
@@ -255,7 +255,7 @@ class Gate:
     def _commit_and_go_on(self, behind: Opening) -> None:
         """COMMIT, and what begins the next item, in one message: a round trip less an item."""
         opening, mark = behind
-        marking = () if mark is None else (mark,) if isinstance(mark, str) else self._keeper.statements(mark)
+        marking = () if mark is None else self._keeper.statements(mark)
         try:
             self._ahead_changed = self.driver.send(self.raw, (*self._ends_with, *opening, *marking))
         except Exception as error:
